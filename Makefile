@@ -1,0 +1,69 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` makes from python3 alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Real recordings that some tests read; without the folder they are skipped by name.
+ifneq ($(wildcard ../shared/data),)
+AUDIOLORA_DATA ?= $(abspath ../shared/data)
+export AUDIOLORA_DATA
+endif
+
+# Two test processes with a thread each: more threads than cores make convolutions several times slower.
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test test-slow test-torchaudio demo clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY)  ## make .venv with the pinned versions (again only when they change)
+
+# pip takes a package whose copying was interrupted for installed, so a set-up that did not finish starts over.
+# torch goes first and alone: with its version given, pip takes a local CPU build where one is offered.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "audiolora needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make setup PYTHON=python3.12")'
+	@if [ -e $(VENV)/.unfinished ]; then echo "the last set-up did not finish: starting over"; rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && touch $(VENV)/.unfinished
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[speech,dev]"
+	@touch $@ && rm $(VENV)/.unfinished
+
+check: setup  ## lint, format, types, import contracts, declared dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check  ## the checks and the unmarked tests, offline
+	$(PYTEST) -n 2
+
+test-slow: setup  ## the tests that download, train or take long
+	$(PYTEST) -m slow
+
+# An environment of its own that sees .venv's packages: torchaudio beside a CPU-only torch breaks transformers.
+.venv-torchaudio/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-torchaudio
+	.venv-torchaudio/bin/python -m pip install --quiet --no-deps -c constraints.txt torchaudio
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-torchaudio/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	@touch $@
+
+test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environment of its own
+	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/test_torchaudio_extra.py
+
+demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
+	$(BIN)/python recipes/asr_whisper.py --name demo
+
+clean:  ## remove the environments and the caches; runs/ stays
+	rm -rf $(VENV) .venv-torchaudio build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,29 @@
+"""audiolora: low-rank adapters inside 1-D convolutions, and beside them in attention.
+
+    import audiolora
+    model = audiolora.adapt(whisper, r={"conv": 32, "attention": 4})
+    print(audiolora.inspect(model))
+
+Importing this patches nothing and loads nothing heavy; ``enable()`` (which ``adapt`` calls) tells PEFT to use
+audiolora's layers where a convolution stands.
+"""
+
+import importlib
+
+_HOMES = {
+    "adapt": "audiolora.adapting",
+    "lora_config": "audiolora.adapting",
+    "inspect": "audiolora.inspection",
+    "enable": "audiolora.integration",
+    "disable": "audiolora.integration",
+    "enabled": "audiolora.integration",
+}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'audiolora' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,138 @@
+"""``audiolora.inspect``: what is adapted, how, and what it costs."""
+
+import io
+from dataclasses import dataclass
+
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from audiolora.conv.plan import training_overhead
+from audiolora.layers.lora import LoraConv1d
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """One row: an adapted module and one of its adapters.
+
+    ``overhead`` is the extra work of a training step as a share of the frozen module's own (`conv.plan`).
+    """
+
+    name: str
+    kind: str
+    geometry: str
+    method: str
+    r: int
+    parameters: int
+    overhead: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The rows, and the totals; ``str()`` of it is a table."""
+
+    rows: tuple[AdaptedModule, ...]
+    trainable_parameters: int
+    total_parameters: int
+
+    def table(self) -> Table:
+        """As a table for ``rich``; modules that differ in nothing but their index share a line."""
+        table = Table(title="adapted modules", title_justify="left", caption=self._caption(), caption_justify="left")
+        for heading in ("module", "geometry", "method"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("r", "parameters", "extra work"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for names, row in _grouped(self.rows):
+            times = f" ×{len(names)}" if len(names) > 1 else ""
+            table.add_row(
+                row.name if len(names) == 1 else _common(names) + times,
+                f"{row.kind} {row.geometry}",
+                row.method,
+                str(row.r),
+                f"{row.parameters:,}{times}",
+                f"{row.overhead:.1%}",
+            )
+        return table
+
+    def _caption(self) -> str:
+        share = self.trainable_parameters / max(1, self.total_parameters)
+        return f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters are trained ({share:.2%})"
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        Console(file=buffer, width=110, no_color=True).print(self.table())
+        return buffer.getvalue()
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """A table of what is adapted: module, geometry, method, rank, parameters, extra work in training.
+
+    Args:
+        model: adapted by `audiolora.adapt` or by PEFT's ``get_peft_model``.
+
+    Raises:
+        ValueError: nothing in the model is adapted.
+
+    Example:
+        >>> import torch, audiolora
+        >>> net = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3))
+        >>> audiolora.inspect(audiolora.adapt(net, r=2)).rows[0].parameters
+        40
+    """
+    prefix = "base_model.model." if isinstance(model, PeftModel) else ""
+    rows = tuple(
+        _row(name.removeprefix(prefix), layer, adapter)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+        for adapter in layer.lora_A
+    )
+    if not rows:
+        raise ValueError(f"nothing is adapted in this {type(model).__name__}; call audiolora.adapt(model) first")
+    parameters = list(model.parameters())
+    return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+
+
+def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
+    base = layer.get_base_layer()
+    ours = isinstance(layer, LoraConv1d)
+    shape = tuple((layer.base_tensor() if ours else base.weight).shape)
+    factors = [layer.lora_A[adapter], layer.lora_B[adapter]]
+    if adapter in layer.lora_magnitude_vector:
+        factors.append(layer.lora_magnitude_vector[adapter])
+    return AdaptedModule(
+        name=name,
+        kind=type(base).__name__.removeprefix("Parametrized"),
+        geometry=_geometry(base, shape),
+        method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
+        r=layer.r[adapter],
+        parameters=sum(p.numel() for factor in factors for p in factor.parameters()),
+        overhead=training_overhead(shape, layer.r[adapter], getattr(base, "groups", 1)),
+    )
+
+
+def _geometry(base: nn.Module, shape: tuple[int, ...]) -> str:
+    """``80→384 k3 s2``: channels, kernel, and whatever is not the default."""
+    if not isinstance(base, nn.Conv1d):
+        return f"{shape[1]}→{shape[0]}"
+    parts = [f"{base.in_channels}→{base.out_channels}", f"k{base.kernel_size[0]}"]
+    settings = (("s", base.stride[0]), ("d", base.dilation[0]), ("g", base.groups))
+    parts += [f"{letter}{n}" for letter, n in settings if n != 1]
+    return " ".join(parts + ([] if base.padding_mode == "zeros" else [base.padding_mode]))
+
+
+def _grouped(rows: tuple[AdaptedModule, ...]) -> list[tuple[list[str], AdaptedModule]]:
+    groups: dict[tuple[object, ...], tuple[list[str], AdaptedModule]] = {}
+    for row in rows:
+        key = (row.name.rpartition(".")[2], row.kind, row.geometry, row.method, row.r)
+        groups.setdefault(key, ([], row))[0].append(row.name)
+    return list(groups.values())
+
+
+def _common(names: list[str]) -> str:
+    """``model.encoder.layers.*.q_proj`` for names that differ in some parts."""
+    split = [name.split(".") for name in names]
+    if len({len(parts) for parts in split}) > 1:
+        return "*." + split[0][-1]
+    return ".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*split, strict=True))

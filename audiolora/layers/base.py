@@ -1,0 +1,195 @@
+"""What every audiolora layer shares: the base's own forward, run with an adapted weight.
+
+PEFT replaces a module by a layer that holds it as ``base_layer``. Ours adds a parametrization on the base's weight
+(and bias) that asks the layer for W' = f(W; θ), and otherwise leaves the base alone. Whoever runs or reads the base
+sees W'. The alternative, a forward of our own beside the base's, has to follow every subclass and drifts.
+
+A method derives from `WeightSpaceLayer` and says what its map is: `adapt_weight` and, if it has one, `adapt_bias`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from torch.nn.utils import parametrize
+
+from audiolora.layers.weight_norm import modernise_weight_norm, parametrizations_of, restore_old_weight_norm
+
+
+class WeightMap(nn.Module):
+    """The parametrization: one tensor of the base as its layer wants it."""
+
+    layer: "WeightSpaceLayer"
+
+    def __init__(self, layer: "WeightSpaceLayer", name: str) -> None:
+        super().__init__()
+        # Not as a submodule: the layer holds the base, which holds this map.
+        object.__setattr__(self, "layer", layer)
+        self.name = name
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.layer.mapped(self.name, tensor)
+
+    def right_inverse(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor  # assigned while merged, when forward is the identity too
+
+
+class WeightSpaceLayer(nn.Module, BaseTunerLayer):
+    """A layer whose adapter is a map on ``base_layer``'s weight; see the module's text."""
+
+    _old_weight_norm: bool
+    _originals: dict[str, torch.Tensor]
+
+    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """W' of the shape of W (C_out, C_in/g, k), with these adapters on, in order."""
+        raise NotImplementedError
+
+    def adapt_bias(self, bias: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """The bias with these adapters on; the same unless the method says otherwise."""
+        return bias
+
+    def attach(self) -> None:
+        """Put the map onto the base's weight and bias."""
+        base = self.get_base_layer()
+        self._old_weight_norm = modernise_weight_norm(base)
+        self._originals = {}
+        self._only: tuple[str, ...] | None = None
+        for name in ("weight", "bias"):
+            parameter = base._parameters.get(name)
+            if parameter is None and not parametrize.is_parametrized(base, name):
+                continue
+            parametrize.register_parametrization(base, name, WeightMap(self, name), unsafe=True)
+            if parameter is not None:
+                # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
+                parametrizations_of(base, name)._parameters["original"] = parameter
+
+    def detach_map(self) -> nn.Module:
+        """Take the map off and return the base with the class and the keys it came with."""
+        base = self.get_base_layer()
+        for name in [name for name in ("weight", "bias") if parametrize.is_parametrized(base, name)]:
+            chain = parametrizations_of(base, name)
+            if len(chain) == 1:
+                parametrize.remove_parametrizations(base, name, leave_parametrized=False)
+            else:
+                del chain[len(chain) - 1]
+        if self._old_weight_norm:
+            restore_old_weight_norm(base)
+        self._originals = {}
+        return base
+
+    def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What the base's tensor ``name`` is right now: adapted, or as it stands if disabled or merged."""
+        adapters = self._on()
+        if not adapters:
+            return tensor
+        return self.adapt_weight(tensor, adapters) if name == "weight" else self.adapt_bias(tensor, adapters)
+
+    def _on(self) -> list[str]:
+        if self.disable_adapters or self.merged or self._only == ():
+            return []
+        names = self.active_adapters if self._only is None else self._only
+        return [name for name in names if name in self._get_available_adapters()]
+
+    @contextmanager
+    def _with_only(self, adapters: tuple[str, ...]) -> Iterator[None]:
+        """The base as if just these adapters were active (``()``: none)."""
+        before, self._only = self._only, adapters
+        try:
+            yield
+        finally:
+            self._only = before
+
+    def base_tensor(self, name: str = "weight") -> torch.Tensor:
+        """The base's own weight or bias, without the adapters, through weight norm if it has one."""
+        with self._with_only(()):
+            return getattr(self.get_base_layer(), name)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if adapter_names is None or self.disable_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        return self._mixed_batch(x, *args, adapter_names=adapter_names, **kwargs)
+
+    def _mixed_batch(self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> torch.Tensor:
+        """Each sample through the adapter that its name says (``"__base__"``: none)."""
+        if len(adapter_names) != len(x):
+            raise ValueError(
+                f"adapter_names must name one adapter a sample: {len(adapter_names)} names, {len(x)} samples"
+            )
+        if self.merged:
+            raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")
+        result: torch.Tensor | None = None
+        for name in dict.fromkeys(adapter_names):
+            rows = torch.tensor([i for i, each in enumerate(adapter_names) if each == name], device=x.device)
+            with self._with_only(() if name == "__base__" else (name,)):
+                part = self.base_layer(x[rows], *args, **kwargs)
+            result = part.new_empty(len(x), *part.shape[1:]) if result is None else result
+            result = result.index_copy(0, rows, part)
+        assert result is not None, "a batch has at least one sample"
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write W' into the base; the base's own tensors are kept, so that `unmerge` restores them bit for bit.
+
+        Raises:
+            ValueError: ``safe_merge`` and the merged weight is not finite; the base is then left as it was.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self._get_available_adapters()]
+        if not names:
+            return
+        base = self.get_base_layer()
+        self.check_mergeable(names)
+        with torch.no_grad():
+            merged = {"weight": self.adapt_weight(self.base_tensor("weight"), names)}
+            if self.base_tensor("bias") is not None:
+                merged["bias"] = self.adapt_bias(self.base_tensor("bias"), names)
+            broken = [name for name, value in merged.items() if safe_merge and not value.isfinite().all()]
+            if broken:
+                raise ValueError(f"NaNs detected in the merged {broken[0]}: adapter {names} seems to be broken")
+            if not self._originals:
+                self._originals = {name: p.detach().clone() for name, p in base.named_parameters()}
+            self.merged_adapters.extend(names)
+            for name, value in merged.items():
+                _assign(base, name, value)
+
+    def check_mergeable(self, adapters: list[str]) -> None:
+        """Raise where a merge of these adapters could not be exact."""
+
+    def unmerge(self) -> None:
+        """Put the base's own tensors back, bit for bit."""
+        with torch.no_grad():
+            for name, parameter in self.get_base_layer().named_parameters():
+                if name in self._originals:
+                    parameter.copy_(self._originals[name])
+        self._originals = {}
+        self.merged_adapters.clear()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """PEFT's way out: the base itself, merged or not, as it was before adaptation."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        return self.detach_map()
+
+    def __getattr__(self, name: str) -> Any:
+        # Models read their convolution's settings (Whisper: conv1.stride): the layer answers as its base would.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("_") or "base_layer" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.base_layer, name)
+
+
+def _assign(base: nn.Module, name: str, value: torch.Tensor) -> None:
+    chain = parametrizations_of(base, name)
+    if len(chain) == 1:
+        chain.original.copy_(value)  # in place: the storage may be shared, or known to a compiled graph
+    else:
+        setattr(base, name, value)  # back through weight norm's own inverse

@@ -1,0 +1,165 @@
+"""LoRA and DoRA on nn.Conv1d: the layer that PEFT injects for ``LoraConfig``.
+
+Equations and papers: `audiolora.conv.factors`. The parameters keep PEFT's names and, for groups = 1, its shapes:
+``lora_A.weight (r, C_in, k)``, ``lora_B.weight (C_out, r, 1)``, ``lora_magnitude_vector.weight (1, C_out, 1)``; drawn
+in PEFT's order too, so the same seed gives the same start. Where we differ from PEFT, and why:
+
+- groups: A is (r, C_in/g, k), shared by the groups, instead of r tied to g and no merge;
+- DoRA's norm is of W + ΔW as a kernel, right for groups too;
+- ``lora_bias`` is a map on the base's bias, so that it follows a forward that transposes its output.
+"""
+
+import math
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from audiolora.conv.factors import LowRank, channel_norm
+from audiolora.conv.weight import FactoredWeight, adapted_weight
+from audiolora.layers.base import WeightSpaceLayer
+
+SUPPORTED_INITS = (True, False, "gaussian")
+
+
+class Magnitude(nn.Module):
+    """DoRA's m, under the name and in the shape (1, C_out, 1) that PEFT's files have it."""
+
+    def __init__(self, m: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(m.detach().view(1, -1, 1).clone())
+
+
+class LoraConv1d(WeightSpaceLayer, LoraLayer):
+    """A convolution with LoRA or DoRA as a map on its weight.
+
+    Args:
+        base_layer: an ``nn.Conv1d`` or a subclass, whatever its constructor and its forward.
+        adapter_name: PEFT's name for the first adapter.
+        config: PEFT's ``LoraConfig``.
+        r, lora_alpha: rank and alpha of this module, after ``rank_pattern`` and ``alpha_pattern``.
+
+    Raises:
+        ValueError: a rank below 1, or an option that has no meaning for a convolution.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: LoraConfig,
+        r: int = 0,
+        lora_alpha: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        nn.Module.__init__(self)
+        LoraLayer.__init__(self, base_layer)
+        self._active_adapter = adapter_name
+        self.attach()
+        try:
+            self.update_layer(adapter_name, r, lora_alpha, config, **kwargs)
+        except Exception:
+            self.detach_map()  # leave the model as it was
+            raise
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
+        """Add an adapter to this layer."""
+        _check(config, r, self.get_base_layer(), kwargs)
+        with self._with_only(()):  # the new adapter is incomplete until the end: whoever looks sees the plain base
+            self._add_adapter(adapter_name, r, lora_alpha, config)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
+        out_channels, in_per_group, kernel = self.get_base_layer().weight.shape
+        self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
+        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
+        self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
+        self.lora_bias[adapter_name] = config.lora_bias
+        self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
+        # Holders of the factors: never called, but named, typed and drawn as in PEFT.
+        self.lora_A[adapter_name] = nn.Conv1d(in_per_group, r, kernel, bias=False)
+        self.lora_B[adapter_name] = nn.Conv1d(r, out_channels, 1, bias=config.lora_bias)
+        self.reset_lora_parameters(adapter_name, config.init_lora_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        if config.use_dora:
+            self.lora_magnitude_vector[adapter_name] = Magnitude(self._start_magnitude(adapter_name))
+
+    def _start_magnitude(self, adapter_name: str) -> torch.Tensor:
+        """‖W + ΔW‖ (C_out,), so that c = 1 and the adapted layer starts as the base; empty on ``meta``."""
+        A, W = self.lora_A[adapter_name].weight, self.get_base_layer().weight
+        if A.is_meta:
+            return torch.empty(W.shape[0], device="meta", dtype=A.dtype)
+        with torch.no_grad():
+            return channel_norm(adapted_weight(W, self.term(adapter_name))).to(A.dtype)
+
+    def term(self, adapter_name: str) -> LowRank:
+        """The adapter's low-rank term."""
+        A, B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
+        return LowRank(A, B.flatten(1), self.scaling[adapter_name])
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """W' - W (C_out, C_in/g, k) of this adapter alone; PEFT's name."""
+        W = self.base_tensor("weight")
+        return adapted_weight(W, self.term(adapter), self._magnitude(adapter)) - W
+
+    def _magnitude(self, adapter: str) -> torch.Tensor | None:
+        return self.lora_magnitude_vector[adapter].weight if self.use_dora[adapter] else None
+
+    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """W' with these adapters, one map after the other; factored where one alone is being trained."""
+        if len(adapters) == 1 and self._worth_factoring(weight, adapters[0]):
+            (name,) = adapters
+            return FactoredWeight.make(weight, self.term(name), self._magnitude(name), self._dropout_p(name))
+        for name in adapters:
+            if self._dropout_p(name):
+                raise ValueError(
+                    f"lora_dropout on adapter {name!r} needs it to be the only active one, over a frozen base; "
+                    f"active now: {adapters}"
+                )
+            weight = adapted_weight(weight, self.term(name), self._magnitude(name))
+        return weight
+
+    def _worth_factoring(self, weight: torch.Tensor, name: str) -> bool:
+        """Under a gradient for the factors, the base frozen; torch.export wants plain operators."""
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters_of(name))
+        return (trained or self._dropout_p(name) > 0) and not weight.requires_grad and not torch.compiler.is_exporting()
+
+    def _parameters_of(self, name: str) -> list[torch.Tensor]:
+        magnitude = self._magnitude(name)
+        return [self.lora_A[name].weight, self.lora_B[name].weight, *([] if magnitude is None else [magnitude])]
+
+    def _dropout_p(self, name: str) -> float:
+        dropout = self.lora_dropout[name]
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+    def adapt_bias(self, bias: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """b + Σ s·b_B over the adapters that have ``lora_bias``."""
+        for name in adapters:
+            if self.lora_bias[name]:
+                bias = bias + (self.lora_B[name].bias * self.scaling[name]).to(bias.dtype)
+        return bias
+
+    def __repr__(self) -> str:
+        return "audiolora." + super().__repr__()
+
+
+def _check(config: LoraConfig, r: int, base: nn.Module, kwargs: dict[str, Any]) -> None:
+    where = kwargs.get("target_name") or type(base).__name__
+    if not isinstance(r, int) or r < 1:
+        raise ValueError(f"{where}: r must be a positive integer, got {r!r}; try r=8")
+    if config.init_lora_weights not in SUPPORTED_INITS:
+        raise ValueError(
+            f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "
+            f"use one of {SUPPORTED_INITS}"
+        )
+    if config.lora_bias and getattr(base, "bias", None) is None:
+        raise ValueError(
+            f"{where}: lora_bias=True needs a convolution with a bias, and this one has none; "
+            "set lora_bias=False or leave the module out of target_modules"
+        )
+    options = ("velora_config", "alora_invocation_tokens", "arrow_config")
+    unsupported = [name for name in options if getattr(config, name, None)]
+    if unsupported:
+        raise ValueError(f"{where}: {unsupported[0]} has no meaning for a convolution; leave it out of LoraConfig")

@@ -1,0 +1,54 @@
+"""Weight normalisation, old and new, under a parametrization.
+
+``torch.nn.utils.weight_norm`` (the old one) recomputes ``weight`` as a plain attribute in a pre-forward hook, over
+whatever stands there. Its newer form is a parametrization, on which another can be stacked. So the old form is turned
+into the new one while an adapter is on, and back, bit for bit, when it goes: a model keeps the keys it came with.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+def parametrizations_of(module: nn.Module, name: str) -> parametrize.ParametrizationList:
+    """What stands between a parametrized module's tensor ``name`` and its parameters."""
+    chains = module.parametrizations
+    assert isinstance(chains, nn.ModuleDict)
+    chain = chains[name]
+    assert isinstance(chain, parametrize.ParametrizationList)
+    return chain
+
+
+def modernise_weight_norm(module: nn.Module) -> bool:
+    """Replace an old-style weight norm on ``module.weight`` by the parametrization; True if there was one."""
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
+    hook = next((hook for hook in hooks if hook.name == "weight"), None)
+    if hook is None:
+        return False
+    g, v = module.weight_g, module.weight_v
+    torch.nn.utils.remove_weight_norm(module)
+    parametrizations.weight_norm(module, dim=hook.dim)
+    # g and v themselves, not values recomputed from W: v's length is free, and optimisers know these objects.
+    chain = parametrizations_of(module, "weight")
+    setattr(chain, "original0", g)  # noqa: B010 (nn.Module's own setter registers them; its stub does not know it)
+    setattr(chain, "original1", v)  # noqa: B010
+    return True
+
+
+def restore_old_weight_norm(module: nn.Module) -> None:
+    """Undo `modernise_weight_norm`: the same g and v, as ``weight_g`` and ``weight_v``."""
+    chain = parametrizations_of(module, "weight")
+    g, v, dim = chain.original0, chain.original1, chain[0].dim
+    parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    if "weight" not in module._parameters:  # torch leaves a frozen one as a tensor; the old form wants a parameter
+        weight = module.weight.detach()
+        del module.weight
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch would rather see the new form; the model has the old
+        old_weight_norm(module, dim=dim)
+    module.weight_g, module.weight_v = g, v

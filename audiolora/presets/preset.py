@@ -1,0 +1,108 @@
+"""What a model family's preset says, and how targets become PEFT's ``target_modules``."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+GROUPS = ("conv", "attention", "ffn")
+"""Names for kinds of modules that a preset knows; ``"both"`` is conv + attention."""
+
+ADAPTABLE = (nn.Conv1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d)
+"""What can be adapted: nn.Conv1d by audiolora's layers, the others by PEFT's."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One model family.
+
+    Args:
+        family: its name, for people.
+        model_types: transformers' ``config.model_type`` values that it serves.
+        groups: group name → module-name suffixes, as PEFT's ``target_modules`` takes them.
+        refused: group name → why it cannot be adapted here, and what to do instead.
+        example_inputs: config → keyword arguments for a forward pass on the smallest sensible input.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    example_inputs: Callable[[Any], dict[str, torch.Tensor]]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = (set(self.groups) | set(self.refused)) - set(GROUPS)
+        if unknown:
+            raise ValueError(f"{self.family}: unknown groups {sorted(unknown)}; a preset may define {GROUPS}")
+
+
+def matching(model: nn.Module, suffix: str) -> list[str]:
+    """The full names of the modules that PEFT would match by this name or suffix."""
+    return [name for name, _ in model.named_modules() if name == suffix or name.endswith("." + suffix)]
+
+
+def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Preset | None) -> dict[str, list[str]]:
+    """Each asked-for target (a group or a module name) with the full names of the modules it means.
+
+    Args:
+        model: the network to adapt.
+        targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"``, or a list of these and of module names.
+        preset: of the model's family, or None for any other network.
+
+    Raises:
+        ValueError: a target that matches nothing, that the preset refuses, or that is a layer no adapter fits.
+    """
+    asked = ["conv", "attention"] if targets == "both" else [targets] if isinstance(targets, str) else list(targets)
+    if not asked:
+        raise ValueError("targets is empty; name a group such as 'conv', or modules such as ['conv1', 'q_proj']")
+    resolved = {target: _names(model, target, preset) for target in asked}
+    if targets == "both" and preset is None:
+        resolved = {target: names for target, names in resolved.items() if names}
+    missing = [target for target, names in resolved.items() if not names]
+    if missing or not resolved:
+        raise ValueError(_nothing_matches(model, missing or asked, preset))
+    modules = dict(model.named_modules())
+    for name in dict.fromkeys(name for names in resolved.values() for name in names):
+        if not isinstance(modules[name], ADAPTABLE):
+            raise ValueError(
+                f"{name}: no adapter fits a {type(modules[name]).__name__}; "
+                f"targets may be {', '.join(kind.__name__ for kind in ADAPTABLE)}"
+            )
+    return resolved
+
+
+def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
+    if preset is not None and target in preset.refused:
+        raise ValueError(f"{target!r} on {preset.family}: {preset.refused[target]}")
+    if preset is not None and target in preset.groups:
+        return [name for suffix in preset.groups[target] for name in matching(model, suffix)]
+    if preset is None and target == "conv":
+        return [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d)]
+    if preset is None and target == "attention":
+        return [name for suffix in ("q_proj", "v_proj") for name in matching(model, suffix)]
+    return matching(model, target)
+
+
+def _nothing_matches(model: nn.Module, missing: list[str], preset: Preset | None) -> str:
+    known = f"the groups {', '.join(preset.groups)}" if preset else "the group conv"
+    leaves = {re.sub(r".*\.", "", name) for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    return (
+        f"targets {missing} match no module of {type(model).__name__}; "
+        f"it has {known} and modules named {', '.join(sorted(leaves)) or '(none that can be adapted)'}"
+    )
+
+
+def target_modules(model: nn.Module, names: Sequence[str]) -> list[str] | str:
+    """PEFT's ``target_modules`` for exactly these modules: their last names if that says it, else a regex.
+
+    A suffix list is what people write and read; but ``"0"`` would also mean ``encoder.0``, so where suffixes match more
+    than was asked for, the full names become a pattern.
+    """
+    wanted = set(names)
+    suffixes = sorted({re.sub(r".*\.", "", name) for name in names})
+    if {name for suffix in suffixes for name in matching(model, suffix)} == wanted:
+        return suffixes
+    return "|".join(re.escape(name) for name in sorted(wanted))

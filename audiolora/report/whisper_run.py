@@ -1,0 +1,195 @@
+"""What a Whisper adaptation run leaves: model card, summary.json, report.html, and the table in the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from audiolora.report.speech import ClipResult, SpeechReport, speech_usage, write_report
+from audiolora.report.table import print_summary
+from audiolora.speech.card import model_card
+from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
+from audiolora.speech.prompts import BUILTIN
+
+if TYPE_CHECKING:
+    from audiolora.inspection import Inspection
+    from audiolora.speech.adapter import AdapterInfo
+    from audiolora.speech.channels import Channel
+    from audiolora.speech.clips import Clips
+    from audiolora.speech.run import Run
+    from audiolora.speech.weights import LoadedWhisper
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished adaptation, before it is written down.
+
+    Args:
+        run: its folder and settings.
+        whisper: the base.
+        info: of the adapter.
+        channel: what the clips went through.
+        heard: the test clips through the channel.
+        clean: the same clips without it.
+        normalize: what texts are compared by.
+        before, after: the texts of the test clips, zero-shot and adapted.
+        history: the trainer's.
+        seconds: wall time of each part.
+    """
+
+    run: Run
+    whisper: LoadedWhisper
+    info: AdapterInfo
+    channel: Channel
+    heard: Clips
+    clean: Clips
+    normalize: Callable[[str], str]
+    before: Sequence[str]
+    after: Sequence[str]
+    history: Sequence[Mapping[str, float]]
+    seconds: Mapping[str, float]
+
+    @cached_property
+    def rates(self) -> tuple[ErrorRates, ErrorRates]:
+        """Error rates before and after, on the same clips."""
+        references = [utterance.text for utterance in self.heard.utterances]
+        before, after = (
+            error_rates(references, texts, normalize=self.normalize) for texts in (self.before, self.after)
+        )
+        return before, after
+
+
+def card(outcome: Outcome) -> str:
+    """The adapter's model card."""
+    settings = outcome.run.settings
+    summary = f"Trained on {settings['data']}, channel {outcome.channel.spec}, ranks {settings['r']}."
+    return model_card(
+        outcome.run.folder.name,
+        summary,
+        outcome.info,
+        *outcome.rates,
+        notes=_notes(outcome),
+        attribution=_attribution(outcome),
+    )
+
+
+def leave(outcome: Outcome, inspection: Inspection) -> None:
+    """Write report.html, metrics.jsonl and, last of all, summary.json."""
+    run, (before, after) = outcome.run, outcome.rates
+    adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
+    shutil.copyfile(run.training / "metrics.jsonl", run.folder / "metrics.jsonl")
+    facts = [
+        ("base model", f"{outcome.whisper.name}: {outcome.whisper.origin}"),
+        ("data", f"{run.settings['data']}: {len(outcome.heard)} clips measured on"),
+        ("channel", outcome.channel.description),
+        ("trained parameters", f"{inspection.trainable_parameters:,} of {inspection.total_parameters:,}"),
+        ("adapter file", f"{adapter_bytes / 1000:,.0f} KB"),
+        *(
+            (name.replace("_", " "), str(value))
+            for name, value in run.settings.items()
+            if name not in ("model", "data", "channel")
+        ),
+        *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
+    ]
+    write_report(
+        run.folder / "report.html",
+        SpeechReport(
+            title=f"{outcome.whisper.name}, {run.folder.name}",
+            subtitle=outcome.channel.description,
+            before=before,
+            after=after,
+            clips=_clips(outcome),
+            normalize=outcome.normalize,
+            facts=facts,
+            loss=_curve(outcome.history, "loss"),
+            eval_loss=_curve(outcome.history, "eval_loss"),
+            usage=speech_usage(run.folder, outcome.info.base_model),
+            notes=_notes(outcome),
+            attribution=_attribution(outcome),
+            channel=outcome.channel.spec,
+            language=outcome.info.language or "en",
+        ),
+    )
+    run.write(
+        "summary.json",
+        {
+            **{
+                f"{rate}_{when}": getattr(r, rate)
+                for when, r in (("before", before), ("after", after))
+                for rate in ("wer", "cer")
+            },
+            "wer_relative_reduction": relative_reduction(before.wer.value, after.wer.value),
+            "before": before,
+            "after": after,
+            "parameters": {"trained": inspection.trainable_parameters, "total": inspection.total_parameters},
+            "adapter_bytes": adapter_bytes,
+            "seconds": dict(outcome.seconds),
+            "base": {"name": outcome.whisper.name, "origin": outcome.whisper.origin},
+            "adapter": asdict(outcome.info),
+            "settings": dict(run.settings),
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("audiolora", "torch", "peft", "transformers")
+            },
+        },
+    )
+
+
+def show(run: Run) -> None:
+    """Print a finished run's table, and where to look next."""
+    summary = run.read("summary.json")
+    rows = [("zero-shot", _rates(summary["before"])), ("adapted", _rates(summary["after"]))]
+    print_summary(
+        rows,
+        title=f"{summary['base']['name']}, {summary['settings']['data']}, channel {summary['settings']['channel']}",
+        next_steps=[
+            ("report", str(run.folder / "report.html")),
+            ("adapter", f"{run.adapter} ({summary['adapter_bytes'] / 1000:,.0f} KB)"),
+            ("try it", f"audiolora transcribe AUDIO --adapter {run.folder}"),
+            ("merge it", f"audiolora merge {run.folder} --out DIRECTORY"),
+        ],
+    )
+
+
+def _rates(raw: dict[str, Any]) -> ErrorRates:
+    return ErrorRates(**{**raw, "wer": Interval(**raw["wer"]), "cer": Interval(**raw["cer"])})
+
+
+def _clips(outcome: Outcome) -> list[ClipResult]:
+    return [
+        ClipResult(
+            id=item["id"],
+            audio=item["audio"],
+            clean=None if outcome.channel.spec == "clean" else outcome.clean[index]["audio"],
+            reference=item["text"],
+            before_text=outcome.before[index],
+            after_text=outcome.after[index],
+        )
+        for index, item in enumerate(outcome.heard[i] for i in range(len(outcome.heard)))
+    ]
+
+
+def _curve(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
+    return [(int(entry["step"]), entry[name]) for entry in history if name in entry]
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = ["No test sentence occurs in the training part; the speakers may be the same."]
+    if outcome.channel.spec != "clean":
+        notes.append(f"The channel is simulated on real recordings: {outcome.channel.description}")
+    notes.append(
+        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it was "
+        f"trained with ({outcome.info.context})."
+    )
+    return notes
+
+
+def _attribution(outcome: Outcome) -> list[str]:
+    lines = [f"Base model: {outcome.whisper.name}; {outcome.whisper.origin}"]
+    if outcome.run.settings["data"] in BUILTIN:
+        builtin = BUILTIN[outcome.run.settings["data"]]
+        lines.append(f"Speech: {builtin.description}; {builtin.licence}; {builtin.attribution}")
+    return lines

@@ -1,0 +1,1 @@
+"""Speech recognition: manifests, audio, channels, collation, metrics, and Whisper and CTC training."""

@@ -1,0 +1,123 @@
+"""A Whisper adapter on disk: PEFT's format, and beside it what decoding needs to know.
+
+``audiolora.json`` in the adapter's folder says over which base it was trained (by name and by fingerprint), in which
+language, and how much audio the encoder saw: an adapter trained at short context is worse at 30 s, and the reverse.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from audiolora.files import replace_folder, write_json, write_text
+from audiolora.integration import enable
+from audiolora.speech.weights import LoadedWhisper, load_whisper
+
+FORMAT = 1
+INFO_FILE = "audiolora.json"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter needs besides its weights.
+
+    Args:
+        base_model: what `load_whisper` takes: a hub name, a local directory or an OpenAI ``.pt``.
+        base_fingerprint: of the base's convolutions, see `fingerprint`.
+        context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
+        language: a Whisper language code, or None for an English-only model.
+        format: of this file.
+    """
+
+    base_model: str
+    base_fingerprint: str
+    context: str
+    language: str | None
+    format: int = FORMAT
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of the encoder's two convolution kernels in float32: tells any two trained Whispers apart, in no time."""
+    encoder = model.get_encoder()  # type: ignore[operator]
+    digest = hashlib.sha256()
+    for convolution in (encoder.conv1, encoder.conv2):
+        digest.update(convolution.weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(model: PeftModel, folder: Path, info: AdapterInfo, card: str) -> None:
+    """Write the adapter, its ``audiolora.json`` and its model card; the folder is replaced as a whole."""
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = info.base_model
+    model.save_pretrained(str(new))
+    write_json(new / INFO_FILE, asdict(info))
+    write_text(new / "README.md", card)
+    replace_folder(new, folder)
+
+
+def adapter_folder(path: Path) -> Path:
+    """The adapter's folder, given itself or its run's.
+
+    Raises:
+        ValueError: there is no audiolora adapter in either.
+    """
+    for folder in (path / "adapter", path):
+        if (folder / INFO_FILE).exists():
+            return folder
+    raise ValueError(
+        f"{path} holds no adapter of audiolora ({INFO_FILE} is in neither it nor its adapter/ folder); "
+        "name a finished run such as runs/demo"
+    )
+
+
+def read_info(folder: Path) -> AdapterInfo:
+    """An adapter's ``audiolora.json``.
+
+    Raises:
+        ValueError: it is not what this version writes.
+    """
+    try:
+        raw = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        info = AdapterInfo(**raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / INFO_FILE}: not an adapter description: {error}") from None
+    if info.format != FORMAT:
+        raise ValueError(f"{folder / INFO_FILE}: format {info.format}, and this audiolora reads {FORMAT}; upgrade it")
+    return info
+
+
+def load_adapted(
+    path: Path, *, base: str | None = None, trainable: bool = False, **log: Any
+) -> tuple[PeftModel, LoadedWhisper, AdapterInfo]:
+    """The base with the adapter of a run on it.
+
+    Args:
+        path: a run's folder or an adapter's.
+        base: another place for the same base weights, such as a local directory.
+        trainable: whether the adapter's parameters require gradients.
+
+    Returns:
+        The adapted model, the loaded base (its ``processor``, its ``origin``) and what the adapter says of itself.
+
+    Raises:
+        ValueError: no adapter there, or one that was trained over another model.
+    """
+    folder = adapter_folder(path)
+    info = read_info(folder)
+    whisper = load_whisper(base or info.base_model, **log)
+    found = fingerprint(whisper.model)
+    if found != info.base_fingerprint:
+        raise ValueError(
+            f"{folder}: trained over {info.base_model} (fingerprint {info.base_fingerprint[:12]}), "
+            f"but {whisper.name} is another model (fingerprint {found[:12]}); give the right one with --base"
+        )
+    enable()
+    return PeftModel.from_pretrained(whisper.model, str(folder), is_trainable=trainable), whisper, info

@@ -1,0 +1,109 @@
+"""Clips as float32 mono samples at 16 kHz, whatever the file holds, and named errors for what is not a clip."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import soundfile
+
+SAMPLE_RATE_HZ = 16_000
+"""The rate every clip is brought to: what Whisper and wav2vec2 were trained on."""
+MAX_DURATION_S = 30.0
+"""The longest clip Whisper's encoder takes at once."""
+
+
+class AudioError(ValueError):
+    """A clip that cannot be used; the message names the file, the rule and the remedy."""
+
+
+def read_audio(
+    source: Path | str | bytes, *, name: str | None = None, max_duration_s: float | None = None
+) -> np.ndarray:
+    """Read one clip.
+
+    Args:
+        source: path of an audio file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, …), or such a file's bytes.
+        name: what errors call the clip; the path by default.
+        max_duration_s: refuse a longer clip; None takes any length.
+
+    Returns: samples (n_samples,), float32, mono (the mean of the channels), 16 kHz, n_samples >= 1.
+
+    Raises:
+        AudioError: a missing file, a folder, corrupt or no audio, no samples, NaN or infinite samples, too long.
+
+    >>> read_audio("clip.wav").dtype  # doctest: +SKIP
+    dtype('float32')
+    """
+    called = name or _name(source)
+    with _open(source, called) as file:
+        rate_hz = file.samplerate
+        _check_length(file, called, max_duration_s)
+        try:
+            frames = file.read(dtype="float32", always_2d=True)  # (n_frames, n_channels)
+        except RuntimeError as error:  # soundfile.LibsndfileError
+            raise AudioError(f"{called}: corrupt audio ({error}); record or convert it again") from error
+        promised = file.frames
+    if len(frames) < promised:
+        raise AudioError(
+            f"{called}: corrupt audio, {len(frames)} of {promised} samples could be read; convert it again"
+        )
+    if len(frames) == 0:
+        raise AudioError(f"{called}: zero length, the file holds no samples; remove it or record it again")
+    samples = frames.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        at_s = np.flatnonzero(~np.isfinite(samples))[0] / rate_hz
+        raise AudioError(f"{called}: NaN or infinite samples, the first at {at_s:.3f} s; export the clip again")
+    if rate_hz != SAMPLE_RATE_HZ:
+        import librosa
+
+        samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
+    """Length of a clip in seconds, from its header alone.
+
+    Raises:
+        AudioError: a missing file, a folder, or no audio.
+
+    >>> duration_s("clip.wav")  # doctest: +SKIP
+    2.5
+    """
+    with _open(source, name or _name(source)) as file:
+        return file.frames / file.samplerate
+
+
+def _name(source: Path | str | bytes) -> str:
+    return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _check_length(file: soundfile.SoundFile, called: str, max_duration_s: float | None) -> None:
+    length_s = file.frames / file.samplerate
+    if max_duration_s is not None and length_s > max_duration_s:
+        raise AudioError(
+            f"{called}: {length_s:.1f} s, longer than the limit of {max_duration_s:g} s; cut it into pieces"
+        )
+
+
+def _open(source: Path | str | bytes, called: str) -> soundfile.SoundFile:
+    import soundfile
+
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if path.is_dir():
+            raise AudioError(f"{called}: is a folder, not an audio file")
+        if not path.exists():
+            raise AudioError(f"{called}: no such file")
+        if path.stat().st_size == 0:
+            raise AudioError(f"{called}: zero length, the file is empty; remove it or record it again")
+    elif not source:
+        raise AudioError(f"{called}: zero length, there are no bytes; remove it or record it again")
+    try:
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
+        raise AudioError(f"{called}: corrupt, or not audio that libsndfile reads ({error})") from error

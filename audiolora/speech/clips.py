@@ -1,0 +1,89 @@
+"""Clips as a model hears them: read, sent through the channel, and turned into batches of log-mel frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from audiolora.speech.audio import SAMPLE_RATE_HZ, duration_s, read_audio
+from audiolora.speech.channels import Channel
+from audiolora.speech.context import ContextPolicy
+from audiolora.speech.decode import log_mel
+from audiolora.speech.manifests import Utterance
+
+IGNORED = -100
+"""The label that transformers leaves out of the loss."""
+
+KEPT_S = 3600.0
+"""Sets of up to an hour stay in memory: 230 MB at 16 kHz."""
+
+
+class Clips(Dataset[dict[str, Any]]):
+    """Utterances with their channel, read when asked for.
+
+    Each item is ``{"audio": (n_samples,) float32 at 16 kHz, "text": str, "id": str}``. The channel is seeded by the
+    clip's id, so a clip always sounds the same, in whatever order and process it is read.
+
+    A set of up to ``KEPT_S`` is kept in memory once read: a channel's filters cost more than a short training step.
+
+    Args:
+        utterances: what to read.
+        channel: applied to each clip.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], channel: Channel) -> None:
+        self.utterances, self.channel = tuple(utterances), channel
+        self.durations_s = tuple(duration_s(utterance.audio, name=utterance.where) for utterance in self.utterances)
+        self._kept: dict[int, np.ndarray] | None = {} if sum(self.durations_s) <= KEPT_S else None
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        utterance = self.utterances[index]
+        return {"audio": self._audio(index), "text": utterance.text, "id": utterance.id}
+
+    def _audio(self, index: int) -> np.ndarray:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        utterance = self.utterances[index]
+        audio = self.channel.apply(read_audio(utterance.audio, name=utterance.where), utterance.id)
+        if self._kept is not None:
+            self._kept[index] = audio
+        return audio
+
+    def audios(self) -> list[np.ndarray]:
+        """Every clip's audio, in order."""
+        return [self[i]["audio"] for i in range(len(self))]
+
+
+@dataclass(frozen=True)
+class WhisperCollator:
+    """A batch for Whisper: ``input_features (N, n_mels, n_frames)`` and ``labels (N, n_tokens)``.
+
+    Args:
+        processor: a ``WhisperProcessor`` whose tokenizer has its language and task set.
+        context: how much audio the encoder sees.
+        start_token: the decoder's first token, which the model puts before the labels by itself.
+        training: whether its batches are trained on; only then does a mixed context draw.
+    """
+
+    processor: Any
+    context: ContextPolicy
+    start_token: int
+    training: bool
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        durations_s = [len(item["audio"]) / SAMPLE_RATE_HZ for item in items]
+        frames = self.context.n_frames(durations_s, training=self.training)
+        features = [log_mel(self.processor, item["audio"], frames) for item in items]
+        tokens = [self._labels(item["text"]) for item in items]
+        labels = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
+        return {"input_features": torch.stack(features), "labels": labels}
+
+    def _labels(self, text: str) -> torch.Tensor:
+        ids = self.processor.tokenizer(text).input_ids
+        return torch.tensor(ids[1:] if ids[0] == self.start_token else ids)

@@ -1,0 +1,104 @@
+"""Rows of speech manifests as they are written: JSONL, CSV, TSV, folders with transcripts, saved `datasets`.
+
+A reader yields a row as (where it was read, its columns), or, for what is no row, a string that tells the problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
+
+Row = tuple[str, Mapping[Any, Any]]
+"""Where a row was read, and its columns; a missing field of a table is None, surplus ones stand under the key None."""
+
+
+class DataError(ValueError):
+    """Speech data that cannot be used; the message lists every problem by file and row."""
+
+
+def manifest_rows(path: Path) -> Iterable[Row | str]:
+    """Rows of a manifest: counted as a spreadsheet does for CSV and TSV (the header is row 1), by lines for JSONL."""
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: not a manifest this reads; it must end in {', '.join(readers)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    return readers[path.suffix.lower()](text, path)
+
+
+def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path.name} row {number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield f"{where}: not JSON ({error.msg} at column {error.colno}); each line must be one object"
+            continue
+        yield (where, record) if isinstance(record, dict) else f"{where}: must be an object, got {line.strip()[:60]}"
+
+
+def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
+    # Tab-separated manifests (Common Voice) use quotes as plain characters; read as CSV, one stray quote swallows rows.
+    tabs = path.suffix.lower() == ".tsv"
+    table = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+    )
+    try:
+        for number, record in enumerate(table, start=2):
+            yield f"{path.name} row {number}", record
+    except csv.Error as error:
+        yield f"{path.name} line {table.line_num}: {error}"
+
+
+def folder_rows(folder: Path) -> Iterator[Row | str]:
+    """Each audio file below a folder with the `.txt` beside it, by path."""
+    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not clips:
+        raise DataError(
+            f"{folder}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no metadata.csv or metadata.jsonl"
+        )
+    for clip in clips:
+        written, transcript = clip.relative_to(folder).as_posix(), clip.with_suffix(".txt")
+        where = f"{folder.name}/{written}"
+        if not transcript.is_file():
+            yield f"{where}: no transcript beside it; write what is said into {transcript.name}"
+            continue
+        try:
+            yield where, {"audio": written, "text": transcript.read_text(encoding="utf-8-sig")}
+        except UnicodeDecodeError as error:
+            yield f"{where}: {transcript.name} is not UTF-8 text (byte {error.start})"
+
+
+def dataset_rows(folder: Path, split: str | None) -> Iterator[Row | str]:
+    """Rows of a directory written by `datasets.save_to_disk`, counted from 0 as there; clips stay undecoded."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: cannot be read as a saved data set ({error})") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            said = "holds several splits" if split is None else f"has no split {split!r}"
+            raise DataError(f"{folder}: {said}; choose one of " + ", ".join(f"{folder}:{name}" for name in loaded))
+        loaded = loaded[split]
+    elif split is not None:
+        raise DataError(f"{folder}: is one data set without splits; leave ':{split}' away")
+    for name, feature in loaded.features.items():
+        if isinstance(feature, datasets.Audio):  # the bytes or path as stored: decoding is read_audio's work
+            loaded = loaded.cast_column(name, datasets.Audio(decode=False))
+    called = folder.name if split is None else f"{folder.name}:{split}"
+    for number, record in enumerate(loaded):
+        yield f"{called} row {number}", record

@@ -1,0 +1,46 @@
+"""What a training run is set to; light to import, so that ``--help`` is quick."""
+
+from dataclasses import dataclass
+
+from audiolora.speech.context import ContextMode
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training run is set to.
+
+    Args:
+        epochs: passes over the training clips.
+        batch_size: clips a device and step.
+        gradient_accumulation: steps whose gradients are summed before an update.
+        learning_rate: peak; linear warm-up over ``warmup`` of the steps, then linear decay to zero.
+        warmup: share of all steps, in [0, 1).
+        patience: epochs without a lower development loss before training stops; 0 never stops early.
+        context: how much audio the encoder sees, as in `audiolora.speech.context`.
+        workers: processes that read audio; 0 reads in the main one.
+        seed: of the data order and of dropout.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    epochs: int = 5
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    patience: int = 0
+    context: ContextMode = "auto"
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}; try 3e-3")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}")
+        if self.patience < 0 or self.workers < 0:
+            raise ValueError(f"patience and workers must not be negative, got {self.patience} and {self.workers}")

@@ -1,0 +1,192 @@
+"""Train, dev and test parts in which no sentence is shared.
+
+Utterances are grouped by normalised text and whole groups are dealt out. The order of dealing is the groups' digests
+with the seed, so it depends on neither the order of the input nor on any random generator's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from audiolora.speech.manifests import Utterance
+from audiolora.speech.rows import DataError
+
+_PARTS = ("train", "dev", "test")
+_NOT_WORD = re.compile(r"[^\w]|_")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Utterances in three parts; an id stands in one of them, once.
+
+    >>> Split(train=(), dev=(), test=()).test
+    ()
+    """
+
+    train: tuple[Utterance, ...]
+    dev: tuple[Utterance, ...]
+    test: tuple[Utterance, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for utterance in (*self.train, *self.dev, *self.test):
+            if utterance.id in seen:
+                raise DataError(f"{utterance.where}: id {utterance.id!r} stands in the split twice")
+            seen.add(utterance.id)
+
+
+def fold_text(text: str) -> str:
+    """Text with case, punctuation and white space folded: what counts as the same sentence.
+
+    >>> fold_text("Press  1, please!") == fold_text("press 1 please")
+    True
+    """
+    return " ".join(_NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def split_by_text(
+    utterances: Sequence[Utterance],
+    *,
+    test: int | float,
+    dev: int | float,
+    seed: int,
+    normalize: Callable[[str], str] | None = None,
+) -> Split:
+    """Split so that no sentence is in two parts, as near to the sizes asked for as whole sentences allow.
+
+    Args:
+        test, dev: sizes: an int counts utterances, a float in [0, 1) is a share of all; 0 leaves the part empty.
+        seed: another seed deals another split.
+        normalize: text -> what it is compared by; `fold_text` by default.
+
+    Returns: the split, each part in an order that depends on the seed but not on the order of the input.
+
+    Raises:
+        DataError: sizes that leave nothing to train on, or more non-empty parts than there are different sentences.
+
+    >>> split_by_text(utterances, test=100, dev=0.1, seed=0)  # doctest: +SKIP
+    """
+    total = len(utterances)
+    n_test, n_dev = _size("test", test, total), _size("dev", dev, total)
+    if n_test + n_dev >= total:
+        raise DataError(
+            f"test={test} and dev={dev} take {n_test + n_dev} of {total} utterances and leave none to train on"
+        )
+    groups = _groups(utterances, seed, normalize or fold_text)
+    parts = 1 + (n_test > 0) + (n_dev > 0)
+    if len(groups) < parts:
+        raise DataError(
+            f"{len(groups)} different sentences cannot fill {parts} parts that share none; give more sentences"
+        )
+    test_groups, rest = _take(groups, n_test, keep=parts - 1)
+    dev_groups, train_groups = _take(rest, n_dev, keep=1)
+    return Split(train=_flat(train_groups), dev=_flat(dev_groups), test=_flat(test_groups))
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write the ids of each part as JSON; the file is there whole or not at all.
+
+    >>> save_split(split, Path("runs/radio/split.json"))  # doctest: +SKIP
+    """
+    ids = {part: [utterance.id for utterance in getattr(split, part)] for part in _PARTS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(ids, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)  # mkstemp made it private
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def load_split(path: Path, utterances: Sequence[Utterance]) -> Split:
+    """Read a saved split over the utterances it was made of; utterances it does not name belong to no part.
+
+    Raises:
+        DataError: no such file, not a split, or an id that the utterances lack or that stands in it twice.
+
+    >>> load_split(Path("runs/radio/split.json"), read_utterances("prompts-en"))  # doctest: +SKIP
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such split file; write one with save_split") from error
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise DataError(f"{path}: not a split file ({error})") from error
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(part), list) for part in _PARTS):
+        raise DataError(f"{path}: not a split file, it must hold lists of ids under {', '.join(_PARTS)}")
+    known = {utterance.id: utterance for utterance in utterances}
+    missing = [str(identity) for part in _PARTS for identity in saved[part] if identity not in known]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{path}: the data lacks {len(missing)} ids of the split: {', '.join(map(repr, missing[:5]))}{more}; "
+            "is it the data the split was made of?"
+        )
+    train, dev, test = (tuple(known[identity] for identity in saved[part]) for part in _PARTS)
+    return Split(train=train, dev=dev, test=test)
+
+
+_Groups = list[list[Utterance]]
+
+
+def _size(part: str, asked: int | float, total: int) -> int:
+    if isinstance(asked, bool) or asked < 0 or (isinstance(asked, float) and not asked < 1):
+        raise DataError(f"{part}={asked!r} must be a count (int >= 0) or a share (float in [0, 1))")
+    # A share that rounds to nothing still asks for a part.
+    return max(1, round(asked * total)) if isinstance(asked, float) and asked > 0 else int(asked)
+
+
+def _groups(utterances: Sequence[Utterance], seed: int, normalize: Callable[[str], str]) -> _Groups:
+    by_text: dict[str, list[Utterance]] = {}
+    for utterance in sorted(utterances, key=lambda utterance: utterance.id):
+        by_text.setdefault(normalize(utterance.text), []).append(utterance)
+    order = sorted(by_text, key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode()).digest())
+    return [by_text[text] for text in order]
+
+
+def _take(groups: _Groups, target: int, keep: int) -> tuple[_Groups, _Groups]:
+    """The groups whose sizes sum nearest to `target`, early ones first, and the rest, of at least `keep` groups.
+
+    Subset sum: `reached_by[s]` is the first group with which some choice sums to s. The first group alone is always a
+    choice, so one that leaves `keep` groups exists.
+    """
+    if target == 0:
+        return [], groups
+    limit = target + max(len(group) for group in groups)
+    reached_by: dict[int, int] = {}
+    sums = 1  # bit s is set when some choice of the groups so far sums to s
+    for index, group in enumerate(groups):
+        new = (sums << len(group)) & ~sums & ((1 << limit + 1) - 1)
+        sums |= new
+        while new:
+            lowest = new & -new
+            reached_by[lowest.bit_length() - 1] = index
+            new ^= lowest
+        if target in reached_by:
+            break
+    for size in sorted(reached_by, key=lambda size: (abs(size - target), size)):
+        chosen = set()
+        while size:
+            chosen.add(reached_by[size])
+            size -= len(groups[reached_by[size]])
+        if len(groups) - len(chosen) >= keep:
+            break
+    taken = [group for index, group in enumerate(groups) if index in chosen]
+    return taken, [group for index, group in enumerate(groups) if index not in chosen]
+
+
+def _flat(groups: _Groups) -> tuple[Utterance, ...]:
+    return tuple(utterance for group in groups for utterance in group)

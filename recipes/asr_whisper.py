@@ -1,0 +1,155 @@
+"""Adapt a Whisper to the sound it has to understand: a channel, an accent, a language.
+
+    python recipes/asr_whisper.py --data calls.csv --model openai/whisper-small --name calls
+    python recipes/asr_whisper.py --data prompts-en --channel gsm,noise10dB     # rehearse on real prompts
+    accelerate launch recipes/asr_whisper.py --data calls.csv                   # several devices
+
+It measures the word error rate on sentences held out, trains adapters in the encoder's convolutions and beside them in
+attention, measures again, and leaves adapter, figures and report in runs/NAME. The same command continues a run that
+was interrupted.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from audiolora.speech.settings import TrainingSettings
+
+app = App(help=__doc__, help_format="plaintext")
+
+
+@app.default
+def main(
+    *,
+    model: str = "openai/whisper-tiny.en",
+    data: str = "prompts-en",
+    channel: str = "clean",
+    name: str = "whisper",
+    language: str | None = None,
+    method: Literal["lora", "dora"] = "lora",
+    r_conv: int = 32,
+    r_attention: int = 4,
+    r_ffn: int = 0,
+    training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
+    test: float = 100,
+    dev: float = 0.12,
+    audio_column: str = "audio",
+    text_column: str = "text",
+    skip_bad: bool = False,
+    out: Path = Path("runs"),
+    fresh: bool = False,
+) -> None:
+    """Adapt a Whisper.
+
+    Args:
+        model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
+        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+            built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
+        channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
+            mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
+        name: of the run; everything goes to OUT/NAME.
+        language: Whisper's code of the language spoken; taken from the name of a built-in set.
+        method: lora, or dora.
+        r_conv: rank in the encoder's convolutions; 0 leaves them alone.
+        r_attention: rank in the query and value projections; 0 leaves them alone.
+        r_ffn: rank in the feed-forward layers; 0 leaves them alone.
+        test: sentences held out to measure on: a number, or a share below 1.
+        dev: sentences held out to choose the best epoch by, likewise.
+        audio_column: column of the manifest that names the audio file.
+        text_column: column of the manifest with the transcript.
+        skip_bad: leave bad rows out, each named with its reason, instead of stopping.
+        out: folder of runs.
+        fresh: delete the run of this name and begin anew.
+    """
+    from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
+
+    require_working_torchaudio_or_none()  # a broken one would break transformers, far from the cause
+    import torch
+    from accelerate import PartialState
+    from rich.console import Console
+
+    import audiolora
+    from audiolora.report import whisper_run
+    from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
+    from audiolora.speech.channels import parse_channel
+    from audiolora.speech.clips import Clips
+    from audiolora.speech.decode import transcribe
+    from audiolora.speech.language import set_language, spoken_language, text_normalizer
+    from audiolora.speech.manifests import check_utterances, read_utterances
+    from audiolora.speech.prompts import BUILTIN
+    from audiolora.speech.run import open_run
+    from audiolora.speech.split import save_split, split_by_text
+    from audiolora.speech.training import train_whisper
+    from audiolora.speech.weights import load_whisper
+
+    # The run's folder: a finished one is shown again, an interrupted one continues.
+    ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
+    asked = {"model": model, "data": data, "channel": channel, "language": language, "method": method, "r": ranks}
+    process = PartialState()
+    with process.main_process_first():
+        run = open_run(out / name, {**asked, "test": test, "dev": dev, **asdict(training)}, fresh=fresh)
+    if run.finished:
+        return whisper_run.show(run)
+
+    # The model and the speech; every clip is read once and every fault named before anything is trained.
+    sound = parse_channel(channel)
+    whisper = load_whisper(model)
+    language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
+    normalize = text_normalizer(whisper.processor, language)
+    utterances = check_utterances(
+        read_utterances(data, audio_column=audio_column, text_column=text_column),
+        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
+        max_tokens=whisper.model.config.max_target_positions - 8,
+        skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
+    )
+    split = split_by_text(utterances, test=_size(test), dev=_size(dev), seed=0)
+    heard = Clips(split.test, sound)
+    console = Console()
+    console.print(f"[bold]{whisper.name}[/] from {whisper.origin}\n{sound.description}")
+    console.print(f"{len(split.train)} clips to train on, {len(split.dev)} to choose by, {len(split.test)} to measure on")
+
+    # Zero-shot, at the 30 s of context that Whisper was pretrained with.
+    seconds, start = {}, time.monotonic()
+    whisper.model.to(process.device)
+    before = run.read("before.json")
+    if before is None and process.is_main_process:
+        save_split(split, run.folder / "split.json")
+        before = transcribe(whisper.model, whisper.processor, heard.audios(), context="full", language=language)
+        run.write("before.json", before)
+    seconds["zero_shot"] = time.monotonic() - start
+
+    # The adapters, and their training.
+    torch.manual_seed(training.seed)
+    info = AdapterInfo(model, fingerprint(whisper.model), "full" if training.context == "full" else "auto", language)
+    adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
+    console.print(audiolora.inspect(adapted).table())
+    start = time.monotonic()
+    history = train_whisper(
+        adapted, whisper.processor, Clips(split.train, sound), Clips(split.dev, sound), training, run.training
+    )
+    seconds["training"] = time.monotonic() - start
+    if not process.is_main_process:
+        return None
+
+    # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
+    start = time.monotonic()
+    after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
+    seconds["adapted"] = time.monotonic() - start
+    outcome = whisper_run.Outcome(
+        run, whisper, info, sound, heard, Clips(split.test, parse_channel("clean")), normalize, before, after, history, seconds
+    )
+    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
+    whisper_run.leave(outcome, audiolora.inspect(adapted))
+    return whisper_run.show(run)
+
+
+def _size(asked: float) -> int | float:
+    """A number of sentences, or a share of all below 1."""
+    return int(asked) if asked >= 1 else asked
+
+
+if __name__ == "__main__":
+    app()
