@@ -62,7 +62,7 @@ test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environ
 	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/test_torchaudio_extra.py
 
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
-	$(BIN)/python recipes/asr_whisper.py --name demo
+	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
 clean:  ## remove the environments and the caches; runs/ stays
 	rm -rf $(VENV) .venv-torchaudio build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

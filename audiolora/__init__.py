@@ -9,18 +9,24 @@ audiolora's layers where a convolution stands.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from audiolora.adapting import adapt, lora_config
+    from audiolora.inspection import inspect
+    from audiolora.integration import disable, enable, enabled
 
 _HOMES = {
     "adapt": "audiolora.adapting",
-    "lora_config": "audiolora.adapting",
-    "inspect": "audiolora.inspection",
-    "enable": "audiolora.integration",
     "disable": "audiolora.integration",
+    "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
+    "inspect": "audiolora.inspection",
+    "lora_config": "audiolora.adapting",
 }
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOMES)
+__all__ = ["adapt", "disable", "enable", "enabled", "inspect", "lora_config"]
 
 
 def __getattr__(name: str) -> object:

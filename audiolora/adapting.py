@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from audiolora.integration import enable
+from audiolora.layers.base import WeightSpaceLayer
 from audiolora.presets import preset_for, resolve_targets, target_modules
 
 METHODS = ("lora", "dora")
@@ -32,6 +34,8 @@ def lora_config(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}; try dropout=0.05")
     resolved = resolve_targets(model, targets, preset_for(model))
     ranks = _ranks(r, resolved)
     default = Counter(ranks.values()).most_common(1)[0][0]
@@ -76,8 +80,8 @@ def adapt(
         adapter_name: PEFT's name for the adapter.
 
     Raises:
-        ValueError: an unknown method, a rank below 1 or given for something that is no target, a target that matches
-            nothing or that no adapter fits; the model is left as it was.
+        ValueError: an unknown method, a rank below 1 or given for something that is no target, dropout outside of
+            [0, 1), a target that matches nothing or that no adapter fits. After any error the model is as it was.
         TypeError: the model is adapted already.
 
     Example:
@@ -87,14 +91,31 @@ def adapt(
         >>> adapted(torch.zeros(1, 4, 10)).shape
         torch.Size([1, 8, 10])
     """
-    if isinstance(model, PeftModel):
+    if any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules()):
         raise TypeError(
             "the model is adapted already; add another adapter with "
             "model.add_adapter(name, audiolora.lora_config(model.get_base_model(), ...)), or unload() it first"
         )
     config = lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
     enable()
-    return get_peft_model(model, config, adapter_name=adapter_name)
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        return get_peft_model(model, config, adapter_name=adapter_name)
+    except Exception:
+        # PEFT replaces one module after the other: those before the one that failed are put back.
+        _take_off(model)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+        raise
+
+
+def _take_off(model: nn.Module) -> None:
+    """Every adapted module replaced by its base, as it was."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            base = layer.detach_map() if isinstance(layer, WeightSpaceLayer) else layer.get_base_layer()
+            setattr(model.get_submodule(parent), child, base)
 
 
 def _ranks(r: int | Mapping[str, int], resolved: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -58,7 +58,9 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be written as JSON: {error}; write None for a number that is missing") from None
+        raise ValueError(
+            f"{path}: cannot be written as JSON: {error}; write None for a number that is missing"
+        ) from None
     write_text(path, text + "\n")
 
 
@@ -80,6 +82,9 @@ def replace_folder(new: Path, target: Path) -> None:
         new: a folder beside ``target``, on the same file system.
         target: replaced if it exists.
 
+    Raises:
+        OSError: it could not be put there; ``target`` is what it was.
+
     Example:
         >>> replace_folder(Path("runs/demo/adapter.new"), Path("runs/demo/adapter"))  # doctest: +SKIP
     """
@@ -88,5 +93,9 @@ def replace_folder(new: Path, target: Path) -> None:
         return
     old = target.with_name(f".{target.name}.{secrets.token_hex(6)}.old")
     os.rename(target, old)
-    os.rename(new, target)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
     shutil.rmtree(old)

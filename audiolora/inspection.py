@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
@@ -86,7 +87,7 @@ def inspect(model: nn.Module) -> Inspection:
         _row(name.removeprefix(prefix), layer, adapter)
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
-        for adapter in layer.lora_A
+        for adapter in layer.r
     )
     if not rows:
         raise ValueError(f"nothing is adapted in this {type(model).__name__}; call audiolora.adapt(model) first")
@@ -98,22 +99,31 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
     base = layer.get_base_layer()
     ours = isinstance(layer, LoraConv1d)
     shape = tuple((layer.base_tensor() if ours else base.weight).shape)
-    factors = [layer.lora_A[adapter], layer.lora_B[adapter]]
-    if adapter in layer.lora_magnitude_vector:
-        factors.append(layer.lora_magnitude_vector[adapter])
+    holders = (getattr(layer, name) for name in layer.adapter_layer_names)
+    parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
     return AdaptedModule(
         name=name,
         kind=type(base).__name__.removeprefix("Parametrized"),
         geometry=_geometry(base, shape),
         method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
         r=layer.r[adapter],
-        parameters=sum(p.numel() for factor in factors for p in factor.parameters()),
+        parameters=sum(parameter.numel() for parameter in parameters),
         overhead=training_overhead(shape, layer.r[adapter], getattr(base, "groups", 1)),
     )
 
 
+def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:
+    """Of one adapter, from PEFT's ``ModuleDict`` of factors or ``ParameterDict`` (embeddings)."""
+    if adapter not in holder:
+        return []
+    factor = holder[adapter]
+    return [factor] if isinstance(factor, nn.Parameter) else list(factor.parameters())
+
+
 def _geometry(base: nn.Module, shape: tuple[int, ...]) -> str:
     """``80→384 k3 s2``: channels, kernel, and whatever is not the default."""
+    if isinstance(base, nn.Embedding):
+        return f"{shape[0]}→{shape[1]}"
     if not isinstance(base, nn.Conv1d):
         return f"{shape[1]}→{shape[0]}"
     parts = [f"{base.in_channels}→{base.out_channels}", f"k{base.kernel_size[0]}"]

@@ -5,7 +5,7 @@
 
 For each set of targets the learning rate is chosen by word error rate on the development split, with the first seed;
 then three seeds are trained at it and measured on held-out sentences. Results go to benchmarks/results/TASK.jsonl, a
-line a run, and a run that has its line is not trained again. At the end the table of docs/whisper_targets.md is printed.
+line a run, and a run that has its line is not trained again. At the end the README's table is printed.
 """
 
 import json
@@ -21,11 +21,12 @@ import torch
 from cyclopts import run
 
 import audiolora
+from audiolora.speech.audio import duration_s
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.decode import transcribe
 from audiolora.speech.language import set_language, text_normalizer
-from audiolora.speech.manifests import check_utterances, read_utterances
+from audiolora.speech.manifests import read_utterances
 from audiolora.speech.metrics import error_rates
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.split import Split, split_by_text
@@ -34,6 +35,8 @@ from audiolora.speech.weights import load_whisper
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
+MAX_DURATION_S = 10.0
+"""Longer prompts are left out: one in twenty-five, and a quarter of the work."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Task:
     ranks: Mapping[str, Mapping[str, int]]
     learning_rates: tuple[float, ...]
     epochs: int
-    train_clips: int = 240
+    train_clips: int
 
 
 TASKS = {
@@ -72,6 +75,7 @@ TASKS = {
         },
         (1e-3, 3e-3, 1e-2),
         epochs=5,
+        train_clips=240,
     ),
     "italian": Task(
         "openai/whisper-base",
@@ -84,8 +88,9 @@ TASKS = {
             "convolutions": {"conv": 105},
             "convolutions + attention": {"conv": 53, "attention": 4},
         },
-        (3e-4, 1e-3, 3e-3),
+        (1e-3, 3e-3),
         epochs=3,
+        train_clips=200,
     ),
 }
 
@@ -100,7 +105,7 @@ def main(task: str, /, *, threads: int = 1) -> None:
     torch.set_num_threads(threads)
     plan, path = TASKS[task], RESULTS / f"{task}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    utterances = check_utterances(read_utterances(plan.data), skip_bad=True)
+    utterances = [u for u in read_utterances(plan.data) if duration_s(u.audio) <= MAX_DURATION_S]
     split = split_by_text(utterances, test=100, dev=0.12, seed=0)
     split = replace(split, train=split.train[: plan.train_clips])
     if not _found(path, targets="zero-shot"):
@@ -144,7 +149,8 @@ def _measure(
         texts = transcribe(model, processor, heard.audios(), context=context, language=language, progress=False)
         references = [utterance.text for utterance in clips]
         rates[part] = error_rates(references, texts, normalize=text_normalizer(processor, plan.language))
-    return {"dev_wer": rates["dev"].wer.value, "test_wer": asdict(rates["test"].wer), "test_cer": rates["test"].cer.value}
+    test = rates["test"]
+    return {"dev_wer": rates["dev"].wer.value, "test_wer": asdict(test.wer), "test_cer": test.cer.value}
 
 
 def _once(

@@ -16,7 +16,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from audiolora.cli import run_app
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
 app = App(help=__doc__, help_format="plaintext")
 
@@ -34,8 +36,8 @@ def main(
     r_attention: int = 4,
     r_ffn: int = 0,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
-    test: float = 100,
-    dev: float = 0.12,
+    test: int | float = 100,
+    dev: int | float = 0.12,
     audio_column: str = "audio",
     text_column: str = "text",
     skip_bad: bool = False,
@@ -64,8 +66,6 @@ def main(
         out: folder of runs.
         fresh: delete the run of this name and begin anew.
     """
-    from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
-
     require_working_torchaudio_or_none()  # a broken one would break transformers, far from the cause
     import torch
     from accelerate import PartialState
@@ -81,42 +81,46 @@ def main(
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.run import open_run
-    from audiolora.speech.split import save_split, split_by_text
+    from audiolora.speech.split import keep_split, split_by_text
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
-    asked = {"model": model, "data": data, "channel": channel, "language": language, "method": method, "r": ranks}
+    asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
+    asked |= {"test": test, "dev": dev, **asdict(training)}
     process = PartialState()
     with process.main_process_first():
-        run = open_run(out / name, {**asked, "test": test, "dev": dev, **asdict(training)}, fresh=fresh)
+        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
     if run.finished:
         return whisper_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
-    whisper = load_whisper(model)
+    whisper = load_whisper(model, log=process.print)
+    audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     normalize = text_normalizer(whisper.processor, language)
     utterances = check_utterances(
         read_utterances(data, audio_column=audio_column, text_column=text_column),
         encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
         max_tokens=whisper.model.config.max_target_positions - 8,
+        stretch=sound.stretch,
+        normalize=normalize,
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
-    split = split_by_text(utterances, test=_size(test), dev=_size(dev), seed=0)
-    heard = Clips(split.test, sound)
-    console = Console()
+    split = split_by_text(utterances, test=test, dev=dev, seed=0)
+    learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
+    keep_split(split, run.folder / "split.json")
+    console = Console(quiet=not process.is_main_process)
     console.print(f"[bold]{whisper.name}[/] from {whisper.origin}\n{sound.description}")
-    console.print(f"{len(split.train)} clips to train on, {len(split.dev)} to choose by, {len(split.test)} to measure on")
+    console.print(f"clips: {len(learnt)} to train on, {len(chosen_by)} to choose by, {len(heard)} to measure on")
 
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
     before = run.read("before.json")
     if before is None and process.is_main_process:
-        save_split(split, run.folder / "split.json")
         before = transcribe(whisper.model, whisper.processor, heard.audios(), context="full", language=language)
         run.write("before.json", before)
     seconds["zero_shot"] = time.monotonic() - start
@@ -127,9 +131,7 @@ def main(
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
-    history = train_whisper(
-        adapted, whisper.processor, Clips(split.train, sound), Clips(split.dev, sound), training, run.training
-    )
+    history = train_whisper(adapted, whisper.processor, learnt, chosen_by, training, run.training)
     seconds["training"] = time.monotonic() - start
     if not process.is_main_process:
         return None
@@ -138,18 +140,11 @@ def main(
     start = time.monotonic()
     after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(
-        run, whisper, info, sound, heard, Clips(split.test, parse_channel("clean")), normalize, before, after, history, seconds
-    )
+    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
     whisper_run.leave(outcome, audiolora.inspect(adapted))
     return whisper_run.show(run)
 
 
-def _size(asked: float) -> int | float:
-    """A number of sentences, or a share of all below 1."""
-    return int(asked) if asked >= 1 else asked
-
-
 if __name__ == "__main__":
-    app()
+    run_app(app)

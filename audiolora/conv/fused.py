@@ -134,14 +134,15 @@ def _factor_grads(
     need_B: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """∂A (r, C_in/g, k) and ∂B (C_out, r), in the factors' dtypes."""
-    n, g = x.shape[0], geometry.groups
+    n, g, r = x.shape[0], geometry.groups, B.shape[1]
+    per_group = B.shape[0] // g  # not left to view(-1): a batch may be empty
     x_groups = x.reshape(n * g, x.shape[1] // g, x.shape[2])
-    dy_groups = dy.reshape(n * g, dy.shape[1] // g, dy.shape[2])
-    A_work, B_work = A.to(x.dtype), (B * scaling).to(x.dtype).view(g, -1, B.shape[1])
+    dy_groups = dy.reshape(n * g, per_group, dy.shape[2])
+    A_work, B_work = A.to(x.dtype), (B * scaling).to(x.dtype).view(g, per_group, r)
     dA = dB = None
     if need_B:
         z = lowrank_project(x_groups, A_work, geometry)
-        dB = torch.bmm(dy_groups, z.transpose(1, 2)).view(n, g, -1, B.shape[1]).sum(0)
+        dB = torch.bmm(dy_groups, z.transpose(1, 2)).view(n, g, per_group, r).sum(0)
         dB = (dB.reshape(B.shape) * scaling).to(B.dtype)
     if need_A:
         dz = torch.matmul(B_work.transpose(1, 2), dy_groups.view(n, g, *dy_groups.shape[1:]))

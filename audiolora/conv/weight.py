@@ -17,9 +17,9 @@ from audiolora.conv.geometry import resolve_padding
 
 # Questions about the tensor that W and W' answer alike: no need to form the sum for them.
 _METADATA = {
-    torch.Tensor.shape.__get__,
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
     torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.device.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__,
     torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
     torch.Tensor.layout.__get__,  # type: ignore[attr-defined]
     torch.Tensor.size,
@@ -41,10 +41,10 @@ class FactoredWeight(torch.Tensor):
     def make(
         base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None, dropout_p: float = 0.0
     ) -> "FactoredWeight":
-        """Wrap a frozen weight and its low-rank term.
+        """Wrap a weight and its low-rank term.
 
         Args:
-            base: W (C_out, C_in/g, k); must not require a gradient.
+            base: W (C_out, C_in/g, k); without dropout it must not require a gradient.
             term: the factors.
             magnitude: DoRA's m, C_out elements, or None.
             dropout_p: dropout on the low-rank path's input (LoRA's section 4 leaves it open; PEFT's meaning).
@@ -74,7 +74,7 @@ class FactoredWeight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _METADATA:
                 return func(*args, **kwargs)
-            if func is torch.conv1d and not isinstance(args[0], FactoredWeight):
+            if func is torch.conv1d and not isinstance(args[0] if args else kwargs["input"], FactoredWeight):
                 return _conv1d(*args, **kwargs)
             return func(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
 

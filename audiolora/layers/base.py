@@ -52,24 +52,45 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         return bias
 
     def attach(self) -> None:
-        """Put the map onto the base's weight and bias."""
+        """Put the map onto the base's weight.
+
+        Raises:
+            ValueError: the weight is neither a parameter nor parametrized: something recomputes it, and would undo the
+                map in silence.
+        """
         base = self.get_base_layer()
-        self._old_weight_norm = modernise_weight_norm(base)
         self._originals = {}
         self._only: tuple[str, ...] | None = None
-        for name in ("weight", "bias"):
-            parameter = base._parameters.get(name)
-            if parameter is None and not parametrize.is_parametrized(base, name):
-                continue
-            parametrize.register_parametrization(base, name, WeightMap(self, name), unsafe=True)
-            if parameter is not None:
-                # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
-                parametrizations_of(base, name)._parameters["original"] = parameter
+        self._order = list(base._parameters)
+        self._old_weight_norm = modernise_weight_norm(base)
+        if base._parameters.get("weight") is None and not parametrize.is_parametrized(base, "weight"):
+            raise ValueError(
+                f"{type(base).__name__}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
+                "it would be lost; take that off first, or use its form in torch.nn.utils.parametrizations"
+            )
+        self.map_tensor("weight")
+
+    def map_tensor(self, name: str) -> None:
+        """Put the map onto one tensor of the base; nothing happens where it is already."""
+        base = self.get_base_layer()
+        if self._is_mapped(name):
+            return
+        _own_class(base)
+        parameter = base._parameters.get(name)
+        parametrize.register_parametrization(base, name, WeightMap(self, name), unsafe=True)
+        if parameter is not None:
+            # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
+            parametrizations_of(base, name)._parameters["original"] = parameter
+
+    def _is_mapped(self, name: str) -> bool:
+        base = self.get_base_layer()
+        return parametrize.is_parametrized(base, name) and isinstance(parametrizations_of(base, name)[-1], WeightMap)
 
     def detach_map(self) -> nn.Module:
         """Take the map off and return the base with the class and the keys it came with."""
         base = self.get_base_layer()
-        for name in [name for name in ("weight", "bias") if parametrize.is_parametrized(base, name)]:
+        _own_class(base)
+        for name in filter(self._is_mapped, ("weight", "bias")):
             chain = parametrizations_of(base, name)
             if len(chain) == 1:
                 parametrize.remove_parametrizations(base, name, leave_parametrized=False)
@@ -77,6 +98,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
                 del chain[len(chain) - 1]
         if self._old_weight_norm:
             restore_old_weight_norm(base)
+        for name in filter(base._parameters.__contains__, self._order):  # optimisers know parameters by their order
+            base._parameters[name] = base._parameters.pop(name)
         self._originals = {}
         return base
 
@@ -137,28 +160,32 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         """Write W' into the base; the base's own tensors are kept, so that `unmerge` restores them bit for bit.
 
         Raises:
-            ValueError: ``safe_merge`` and the merged weight is not finite; the base is then left as it was.
+            ValueError: ``safe_merge`` and the merged weight is not finite, or the base cannot hold it (a spectral norm
+                would scale it back); the base is then left as it was.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self._get_available_adapters()]
         if not names:
             return
         base = self.get_base_layer()
-        self.check_mergeable(names)
         with torch.no_grad():
             merged = {"weight": self.adapt_weight(self.base_tensor("weight"), names)}
-            if self.base_tensor("bias") is not None:
+            if self._is_mapped("bias"):
                 merged["bias"] = self.adapt_bias(self.base_tensor("bias"), names)
             broken = [name for name, value in merged.items() if safe_merge and not value.isfinite().all()]
             if broken:
                 raise ValueError(f"NaNs detected in the merged {broken[0]}: adapter {names} seems to be broken")
-            if not self._originals:
-                self._originals = {name: p.detach().clone() for name, p in base.named_parameters()}
+            for name, parameter in base.named_parameters():
+                self._originals.setdefault(name, parameter.detach().clone())
             self.merged_adapters.extend(names)
             for name, value in merged.items():
                 _assign(base, name, value)
-
-    def check_mergeable(self, adapters: list[str]) -> None:
-        """Raise where a merge of these adapters could not be exact."""
+            lost = [name for name, value in merged.items() if not _is_close(self.base_tensor(name), value)]
+            if lost and all(value.isfinite().all() for value in merged.values()):
+                self.unmerge()
+                raise ValueError(
+                    f"{type(base).__name__}: its parametrization cannot hold the merged {lost[0]}; take it off with "
+                    "torch.nn.utils.parametrize.remove_parametrizations before adapting, or leave the adapter unmerged"
+                )
 
     def unmerge(self) -> None:
         """Put the base's own tensors back, bit for bit."""
@@ -185,6 +212,23 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer" or name.startswith("_") or "base_layer" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.base_layer, name)
+
+
+def _own_class(base: nn.Module) -> None:
+    """Give a parametrized module a class that it shares with no deep copy of it.
+
+    torch puts the tensors' properties on a class made for the module, and ``copy.deepcopy`` keeps that class: adding or
+    removing one here would change every copy.
+    """
+    cls = type(base)
+    if parametrize.is_parametrized(base):
+        base.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+
+
+def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Up to what weight norm's division and product may round."""
+    tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return bool(((actual - expected).abs() <= tolerance).all())
 
 
 def _assign(base: nn.Module, name: str, value: torch.Tensor) -> None:

@@ -57,8 +57,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         nn.Module.__init__(self)
         LoraLayer.__init__(self, base_layer)
         self._active_adapter = adapter_name
-        self.attach()
         try:
+            self.attach()
             self.update_layer(adapter_name, r, lora_alpha, config, **kwargs)
         except Exception:
             self.detach_map()  # leave the model as it was
@@ -67,6 +67,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add an adapter to this layer."""
         _check(config, r, self.get_base_layer(), kwargs)
+        if config.lora_bias:
+            self.map_tensor("bias")  # only then: PEFT's bias="all" finds the base's by its name
         with self._with_only(()):  # the new adapter is incomplete until the end: whoever looks sees the plain base
             self._add_adapter(adapter_name, r, lora_alpha, config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -115,16 +117,24 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         for name in adapters:
             if self._dropout_p(name):
                 raise ValueError(
-                    f"lora_dropout on adapter {name!r} needs it to be the only active one, over a frozen base; "
-                    f"active now: {adapters}"
+                    f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one, and "
+                    f"no torch.export in training mode; active now: {adapters}"
                 )
             weight = adapted_weight(weight, self.term(name), self._magnitude(name))
         return weight
 
     def _worth_factoring(self, weight: torch.Tensor, name: str) -> bool:
-        """Under a gradient for the factors, the base frozen; torch.export wants plain operators."""
+        """Under a gradient for the factors with the base frozen; torch.export wants plain operators.
+
+        Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
+        while PEFT reads the weight's device.
+        """
+        if torch.compiler.is_exporting():
+            return False
+        if self._dropout_p(name) or self.lora_A[name].weight.is_meta != weight.is_meta:
+            return True
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters_of(name))
-        return (trained or self._dropout_p(name) > 0) and not weight.requires_grad and not torch.compiler.is_exporting()
+        return trained and not weight.requires_grad
 
     def _parameters_of(self, name: str) -> list[torch.Tensor]:
         magnitude = self._magnitude(name)
@@ -147,13 +157,15 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
 def _check(config: LoraConfig, r: int, base: nn.Module, kwargs: dict[str, Any]) -> None:
     where = kwargs.get("target_name") or type(base).__name__
-    if not isinstance(r, int) or r < 1:
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"{where}: r must be a positive integer, got {r!r}; try r=8")
     if config.init_lora_weights not in SUPPORTED_INITS:
         raise ValueError(
             f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "
             f"use one of {SUPPORTED_INITS}"
         )
+    if config.lora_bias and config.bias != "none":
+        raise ValueError(f"{where}: lora_bias=True adapts the bias that bias={config.bias!r} trains; set bias='none'")
     if config.lora_bias and getattr(base, "bias", None) is None:
         raise ValueError(
             f"{where}: lora_bias=True needs a convolution with a bias, and this one has none; "

@@ -6,6 +6,7 @@ into the new one while an adapter is on, and back, bit for bit, when it goes: a 
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,21 +34,20 @@ def modernise_weight_norm(module: nn.Module) -> bool:
     torch.nn.utils.remove_weight_norm(module)
     parametrizations.weight_norm(module, dim=hook.dim)
     # g and v themselves, not values recomputed from W: v's length is free, and optimisers know these objects.
-    chain = parametrizations_of(module, "weight")
-    setattr(chain, "original0", g)  # noqa: B010 (nn.Module's own setter registers them; its stub does not know it)
-    setattr(chain, "original1", v)  # noqa: B010
+    chain: Any = parametrizations_of(module, "weight")
+    chain.original0, chain.original1 = g, v
     return True
 
 
 def restore_old_weight_norm(module: nn.Module) -> None:
     """Undo `modernise_weight_norm`: the same g and v, as ``weight_g`` and ``weight_v``."""
-    chain = parametrizations_of(module, "weight")
+    chain: Any = parametrizations_of(module, "weight")
     g, v, dim = chain.original0, chain.original1, chain[0].dim
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     if "weight" not in module._parameters:  # torch leaves a frozen one as a tensor; the old form wants a parameter
-        weight = module.weight.detach()
+        weight: Any = module.weight
         del module.weight
-        module.weight = nn.Parameter(weight, requires_grad=False)
+        module.weight = nn.Parameter(weight.detach(), requires_grad=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch would rather see the new form; the model has the old
         old_weight_norm(module, dim=dim)

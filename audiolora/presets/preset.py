@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 GROUPS = ("conv", "attention", "ffn")
@@ -23,7 +24,7 @@ class Preset:
         family: its name, for people.
         model_types: transformers' ``config.model_type`` values that it serves.
         groups: group name → module-name suffixes, as PEFT's ``target_modules`` takes them.
-        refused: group name → why it cannot be adapted here, and what to do instead.
+        refused: which of the groups cannot be adapted here → why, and what to do instead.
         example_inputs: config → keyword arguments for a forward pass on the smallest sensible input.
     """
 
@@ -34,14 +35,32 @@ class Preset:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = (set(self.groups) | set(self.refused)) - set(GROUPS)
+        unknown = set(self.groups) - set(GROUPS)
         if unknown:
             raise ValueError(f"{self.family}: unknown groups {sorted(unknown)}; a preset may define {GROUPS}")
+        undefined = set(self.refused) - set(self.groups)
+        if undefined:
+            raise ValueError(
+                f"{self.family}: refuses {sorted(undefined)}, which are none of its groups {list(self.groups)}"
+            )
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The model's own modules by name: an adapted one as its base, and nothing of adapters or parametrizations."""
+    modules: dict[str, nn.Module] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if name.startswith(tuple(inside)) or "parametrizations" in name.split("."):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside.append(name + ".")
+        modules[name] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return modules
 
 
 def matching(model: nn.Module, suffix: str) -> list[str]:
     """The full names of the modules that PEFT would match by this name or suffix."""
-    return [name for name, _ in model.named_modules() if name == suffix or name.endswith("." + suffix)]
+    return [name for name in modules_of(model) if name == suffix or name.endswith("." + suffix)]
 
 
 def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Preset | None) -> dict[str, list[str]]:
@@ -64,7 +83,8 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Pres
     missing = [target for target, names in resolved.items() if not names]
     if missing or not resolved:
         raise ValueError(_nothing_matches(model, missing or asked, preset))
-    modules = dict(model.named_modules())
+    _check_refused(model, resolved, preset)
+    modules = modules_of(model)
     for name in dict.fromkeys(name for names in resolved.values() for name in names):
         if not isinstance(modules[name], ADAPTABLE):
             raise ValueError(
@@ -74,21 +94,32 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Pres
     return resolved
 
 
+def _check_refused(model: nn.Module, resolved: Mapping[str, Sequence[str]], preset: Preset | None) -> None:
+    """By module, so that what is refused as a group is refused by its own name too."""
+    if preset is None:
+        return
+    for group, why in preset.refused.items():
+        refused = {name for suffix in preset.groups[group] for name in matching(model, suffix)}
+        for target, names in resolved.items():
+            if not refused.isdisjoint(names):
+                raise ValueError(f"{target!r} on {preset.family}: {why}")
+
+
 def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
-    if preset is not None and target in preset.refused:
-        raise ValueError(f"{target!r} on {preset.family}: {preset.refused[target]}")
     if preset is not None and target in preset.groups:
         return [name for suffix in preset.groups[target] for name in matching(model, suffix)]
     if preset is None and target == "conv":
-        return [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d)]
+        return [name for name, module in modules_of(model).items() if isinstance(module, nn.Conv1d)]
     if preset is None and target == "attention":
         return [name for suffix in ("q_proj", "v_proj") for name in matching(model, suffix)]
     return matching(model, target)
 
 
 def _nothing_matches(model: nn.Module, missing: list[str], preset: Preset | None) -> str:
-    known = f"the groups {', '.join(preset.groups)}" if preset else "the group conv"
-    leaves = {re.sub(r".*\.", "", name) for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    known = (
+        f"the groups {', '.join(g for g in preset.groups if g not in preset.refused)}" if preset else "the group conv"
+    )
+    leaves = {re.sub(r".*\.", "", name) for name, module in modules_of(model).items() if isinstance(module, ADAPTABLE)}
     return (
         f"targets {missing} match no module of {type(model).__name__}; "
         f"it has {known} and modules named {', '.join(sorted(leaves)) or '(none that can be adapted)'}"

@@ -28,10 +28,10 @@ WAV2VEC2 = Preset(
 WAVLM = Preset(
     family="WavLM",
     model_types=("wavlm",),
-    groups={name: suffixes for name, suffixes in _GROUPS.items() if name != "attention"},
+    groups=_GROUPS | {"attention": ("q_proj", "k_proj", "v_proj", "out_proj")},
     refused={
         "attention": (
-            "its attention reads q_proj.weight and v_proj.weight without calling the modules, so PEFT's adapter there "
+            "its attention reads the weights of its projections without calling the modules, so PEFT's adapter there "
             "would be bypassed in silence; use targets=['conv', 'ffn']"
         )
     },

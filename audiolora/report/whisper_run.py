@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from audiolora.files import write_text
 from audiolora.report.speech import ClipResult, SpeechReport, speech_usage, write_report
 from audiolora.report.table import print_summary
 from audiolora.speech.card import model_card
@@ -18,7 +18,6 @@ from audiolora.speech.prompts import BUILTIN
 if TYPE_CHECKING:
     from audiolora.inspection import Inspection
     from audiolora.speech.adapter import AdapterInfo
-    from audiolora.speech.channels import Channel
     from audiolora.speech.clips import Clips
     from audiolora.speech.run import Run
     from audiolora.speech.weights import LoadedWhisper
@@ -32,9 +31,7 @@ class Outcome:
         run: its folder and settings.
         whisper: the base.
         info: of the adapter.
-        channel: what the clips went through.
         heard: the test clips through the channel.
-        clean: the same clips without it.
         normalize: what texts are compared by.
         before, after: the texts of the test clips, zero-shot and adapted.
         history: the trainer's.
@@ -44,9 +41,7 @@ class Outcome:
     run: Run
     whisper: LoadedWhisper
     info: AdapterInfo
-    channel: Channel
     heard: Clips
-    clean: Clips
     normalize: Callable[[str], str]
     before: Sequence[str]
     after: Sequence[str]
@@ -66,7 +61,7 @@ class Outcome:
 def card(outcome: Outcome) -> str:
     """The adapter's model card."""
     settings = outcome.run.settings
-    summary = f"Trained on {settings['data']}, channel {outcome.channel.spec}, ranks {settings['r']}."
+    summary = f"Trained on {settings['data']}, channel {outcome.heard.channel.spec}, ranks {settings['r']}."
     return model_card(
         outcome.run.folder.name,
         summary,
@@ -81,11 +76,11 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
     """Write report.html, metrics.jsonl and, last of all, summary.json."""
     run, (before, after) = outcome.run, outcome.rates
     adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
-    shutil.copyfile(run.training / "metrics.jsonl", run.folder / "metrics.jsonl")
+    write_text(run.folder / "metrics.jsonl", (run.training / "metrics.jsonl").read_text(encoding="utf-8"))
     facts = [
         ("base model", f"{outcome.whisper.name}: {outcome.whisper.origin}"),
         ("data", f"{run.settings['data']}: {len(outcome.heard)} clips measured on"),
-        ("channel", outcome.channel.description),
+        ("channel", outcome.heard.channel.description),
         ("trained parameters", f"{inspection.trainable_parameters:,} of {inspection.total_parameters:,}"),
         ("adapter file", f"{adapter_bytes / 1000:,.0f} KB"),
         *(
@@ -99,7 +94,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
         run.folder / "report.html",
         SpeechReport(
             title=f"{outcome.whisper.name}, {run.folder.name}",
-            subtitle=outcome.channel.description,
+            subtitle=outcome.heard.channel.description,
             before=before,
             after=after,
             clips=_clips(outcome),
@@ -110,7 +105,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             usage=speech_usage(run.folder, outcome.info.base_model),
             notes=_notes(outcome),
             attribution=_attribution(outcome),
-            channel=outcome.channel.spec,
+            channel=outcome.heard.channel.spec,
             language=outcome.info.language or "en",
         ),
     )
@@ -159,11 +154,15 @@ def _rates(raw: dict[str, Any]) -> ErrorRates:
 
 
 def _clips(outcome: Outcome) -> list[ClipResult]:
+    from audiolora.speech.channels import parse_channel
+    from audiolora.speech.clips import Clips
+
+    clean = None if outcome.heard.channel.spec == "clean" else Clips(outcome.heard.utterances, parse_channel("clean"))
     return [
         ClipResult(
             id=item["id"],
             audio=item["audio"],
-            clean=None if outcome.channel.spec == "clean" else outcome.clean[index]["audio"],
+            clean=None if clean is None else clean[index]["audio"],
             reference=item["text"],
             before_text=outcome.before[index],
             after_text=outcome.after[index],
@@ -178,8 +177,8 @@ def _curve(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int,
 
 def _notes(outcome: Outcome) -> list[str]:
     notes = ["No test sentence occurs in the training part; the speakers may be the same."]
-    if outcome.channel.spec != "clean":
-        notes.append(f"The channel is simulated on real recordings: {outcome.channel.description}")
+    if outcome.heard.channel.spec != "clean":
+        notes.append("The channel is simulated; the recordings are real.")
     notes.append(
         "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it was "
         f"trained with ({outcome.info.context})."

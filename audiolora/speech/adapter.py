@@ -4,20 +4,22 @@
 language, and how much audio the encoder saw: an adapter trained at short context is worse at 30 s, and the reverse.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import PeftModel
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.integration import enable
-from audiolora.speech.weights import LoadedWhisper, load_whisper
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+    from audiolora.speech.weights import LoadedWhisper
 
 FORMAT = 1
 INFO_FILE = "audiolora.json"
@@ -33,17 +35,26 @@ class AdapterInfo:
         context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
         language: a Whisper language code, or None for an English-only model.
         format: of this file.
+
+    Raises:
+        ValueError: another context.
     """
 
     base_model: str
     base_fingerprint: str
-    context: str
+    context: Literal["auto", "full"]
     language: str | None
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.context not in ("auto", "full"):
+            raise ValueError(f"context must be 'auto' or 'full', got {self.context!r}")
 
 
 def fingerprint(model: nn.Module) -> str:
     """sha256 of the encoder's two convolution kernels in float32: tells any two trained Whispers apart, in no time."""
+    import torch
+
     encoder = model.get_encoder()  # type: ignore[operator]
     digest = hashlib.sha256()
     for convolution in (encoder.conv1, encoder.conv2):
@@ -57,7 +68,7 @@ def save_adapter(model: PeftModel, folder: Path, info: AdapterInfo, card: str) -
     shutil.rmtree(new, ignore_errors=True)
     for config in model.peft_config.values():
         config.base_model_name_or_path = info.base_model
-    model.save_pretrained(str(new))
+    model.save_pretrained(str(new), save_embedding_layers=False)  # no embedding is adapted; "auto" asks the hub
     write_json(new / INFO_FILE, asdict(info))
     write_text(new / "README.md", card)
     replace_folder(new, folder)
@@ -70,8 +81,12 @@ def adapter_folder(path: Path) -> Path:
         ValueError: there is no audiolora adapter in either.
     """
     for folder in (path / "adapter", path):
-        if (folder / INFO_FILE).exists():
+        if (folder / INFO_FILE).exists() and (folder / "adapter_config.json").exists():
             return folder
+    if (path / "config.json").exists():
+        raise ValueError(f"{path} holds a whole model and no adapter; name it with --model")
+    if (path / "settings.json").exists():
+        raise ValueError(f"{path} holds a run that is not finished, so there is no adapter yet; let it come to its end")
     raise ValueError(
         f"{path} holds no adapter of audiolora ({INFO_FILE} is in neither it nor its adapter/ folder); "
         "name a finished run such as runs/demo"
@@ -110,9 +125,20 @@ def load_adapted(
     Raises:
         ValueError: no adapter there, or one that was trained over another model.
     """
+    from peft import PeftModel
+
+    from audiolora.integration import enable
+    from audiolora.speech.openai_format import WeightsError
+    from audiolora.speech.weights import load_whisper
+
     folder = adapter_folder(path)
     info = read_info(folder)
-    whisper = load_whisper(base or info.base_model, **log)
+    try:
+        whisper = load_whisper(base or info.base_model, **log)
+    except WeightsError as error:
+        raise ValueError(
+            f"{folder}: its base model cannot be loaded: {error}; name another place for the same weights with --base"
+        ) from error
     found = fingerprint(whisper.model)
     if found != info.base_fingerprint:
         raise ValueError(

@@ -1,9 +1,16 @@
 """The model card of an adapter: what it is, what it was trained on, how well it did."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from audiolora.speech.adapter import AdapterInfo
-from audiolora.speech.metrics import ErrorRates
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from audiolora.speech.adapter import AdapterInfo
+    from audiolora.speech.metrics import ErrorRates
+
+SOURCES = "## Sources and licences"
+"""The heading that the card ends with; a merged model's card takes over what stands below it."""
 
 _CARD = """---
 base_model: {info.base_model}
@@ -30,7 +37,7 @@ A low-rank adapter for {info.base_model}, trained with audiolora. {summary}
 
 Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.
 
-## Sources and licences
+{sources}
 
 {attribution}
 """
@@ -64,6 +71,7 @@ def model_card(
         before=_cells(before),
         after=_cells(after),
         notes="\n\n".join(notes),
+        sources=SOURCES,
         attribution="\n".join(f"- {line}" for line in attribution),
     )
 

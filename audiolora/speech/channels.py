@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,13 @@ class Channel:
     description: str
     stages: tuple[tuple[str, float], ...] = field(repr=False)
     babble_pool: Pool | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def stretch(self) -> float:
+        """How many times as long a clip lasts after it: more than 1 where it is slowed down."""
+        return math.prod(
+            SAMPLE_RATE_HZ / round(SAMPLE_RATE_HZ * number) for kind, number in self.stages if kind == "rate"
+        )
 
     def apply(self, audio: np.ndarray, key: str) -> np.ndarray:
         """Pass a clip through.

@@ -32,9 +32,15 @@ class Clips(Dataset[dict[str, Any]]):
     Args:
         utterances: what to read.
         channel: applied to each clip.
+
+    Raises:
+        ValueError: no utterances.
+        AudioError: a file that is missing, or no audio.
     """
 
     def __init__(self, utterances: Sequence[Utterance], channel: Channel) -> None:
+        if not utterances:
+            raise ValueError("no clips; each part of the split needs some: ask for more than 0 with test and dev")
         self.utterances, self.channel = tuple(utterances), channel
         self.durations_s = tuple(duration_s(utterance.audio, name=utterance.where) for utterance in self.utterances)
         self._kept: dict[int, np.ndarray] | None = {} if sum(self.durations_s) <= KEPT_S else None

@@ -53,8 +53,8 @@ def log_mel(processor: WhisperProcessor, audio: np.ndarray, n_frames: int = MAX_
         raise ValueError(f"n_frames must be between 1 and {MAX_FRAMES}, got {n_frames}")
     if len(samples) > n_frames * HOP_SAMPLES:
         raise ValueError(
-            f"audio lasts {len(samples) / SAMPLE_RATE_HZ:.2f} s, more than the {n_frames / FRAMES_PER_S:.2f} s of context; "
-            "give more frames or cut the clip"
+            f"audio lasts {len(samples) / SAMPLE_RATE_HZ:.2f} s, more than the {n_frames / FRAMES_PER_S:.2f} s of "
+            "context; give more frames or cut the clip"
         )
     # One frame more than needed: the last frame's window reaches past its hop; at the end the extractor would mirror.
     computed = min(n_frames + 1, MAX_FRAMES)
@@ -282,9 +282,11 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("transcribing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not show or total == 0) as bar:
+    # on stderr: on stdout it would stand among the texts
+    with Progress(*columns, console=Console(stderr=True), disable=not show or total == 0) as bar:
         row = bar.add_task("transcribing", total=total)
         yield lambda n: bar.advance(row, n)

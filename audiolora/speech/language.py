@@ -34,11 +34,11 @@ def set_language(model: nn.Module, processor: Any, language: str | None) -> str 
     if not is_multilingual(model):
         if language not in (None, "en", "english"):
             raise ValueError(
-                f"language {language!r} on an English-only Whisper; take a multilingual one, for example openai/whisper-base"
+                f"language {language!r} on an English-only Whisper; take a multilingual one such as openai/whisper-base"
             )
         return None
     if language is None:
-        raise ValueError("a multilingual Whisper is trained on one language at a time; name it with --language, e.g. it")
+        raise ValueError("a multilingual Whisper is trained on one language at a time; name it, such as language='it'")
     processor.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
     return language
 
@@ -46,7 +46,7 @@ def set_language(model: nn.Module, processor: Any, language: str | None) -> str 
 def text_normalizer(processor: Any, language: str | None) -> Callable[[str], str]:
     """Whisper's own normalisation before words are compared (Radford et al., appendix C).
 
-    English has its own rules (numbers, spelling, contractions); every other language the basic ones (case, punctuation).
+    English has its own rules (numbers, spelling, contractions); others the basic ones (case, punctuation).
     """
     if language in (None, "en", "english"):
         return processor.tokenizer.normalize

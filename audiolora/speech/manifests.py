@@ -110,19 +110,23 @@ def check_utterances(
     utterances: Sequence[Utterance],
     *,
     max_duration_s: float = MAX_DURATION_S,
+    stretch: float = 1.0,
     encode: Callable[[str], Sequence[int]] | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
     max_tokens: int | None = None,
+    normalize: Callable[[str], str] | None = None,
     skip_bad: bool = False,
     progress: bool = True,
 ) -> list[Utterance]:
     """Read every clip and encode every text, before anything is trained on them.
 
     Args:
-        max_duration_s: the longest clip allowed.
+        max_duration_s: the longest clip allowed, after its channel.
+        stretch: how many times as long a clip lasts after its channel, see `Channel.stretch`.
         encode: text -> token ids, without the tokenizer's special tokens.
         decode: token ids -> text; when given, a text must come back the same up to white space.
         max_tokens: the most ids a text may have.
+        normalize: text -> what error rates compare; when given, a letter or digit must be left of every text.
         skip_bad: leave bad utterances out, logging each with its reason, instead of raising.
         progress: draw a progress bar on standard error.
 
@@ -146,12 +150,16 @@ def check_utterances(
     )
     for utterance in clips:
         called = utterance.where if isinstance(utterance.audio, bytes) else f"{utterance.where}: {utterance.audio}"
+        if stretch != 1:
+            called += f" ({stretch:.3g} times as long after the channel)"
         try:
-            read_audio(utterance.audio, name=called, max_duration_s=max_duration_s)
+            read_audio(utterance.audio, name=called, max_duration_s=max_duration_s / stretch)
         except AudioError as error:
             problems.append(str(error))
             continue
         fault = None if encode is None else _text_fault(utterance.text, encode, decode, max_tokens)
+        if fault is None and normalize is not None and not any(map(str.isalnum, normalize(utterance.text))):
+            fault = f"no word is left of the text {utterance.text!r} when it is normalised; mend or remove the row"
         if fault is None:
             good.append(utterance)
         else:

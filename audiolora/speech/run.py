@@ -1,13 +1,13 @@
 """The folder of a run: what it was set to, how far it got, and what it leaves.
 
-    runs/NAME/  settings.json   what was asked for; a run only continues under the same settings
-                split.json      which utterances were trained on, chosen by, and tested on
-                before.json     the zero-shot texts, so that a resumed run need not decode them again
-                training/       checkpoints to resume from, metrics.jsonl
-                adapter/        in PEFT's format, with its model card
-                metrics.jsonl   the training history
-                summary.json    the figures; written last: a run that has it is finished
-                report.html     the same figures to look at
+runs/NAME/  settings.json   what was asked for; a run only continues under the same settings
+            split.json      which utterances were trained on, chosen by, and tested on
+            before.json     the zero-shot texts, so that a resumed run need not decode them again
+            training/       checkpoints to resume from, metrics.jsonl
+            adapter/        in PEFT's format, with its model card
+            metrics.jsonl   the training history
+            summary.json    the figures; written last: a run that has it is finished
+            report.html     the same figures to look at
 """
 
 import json
@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from audiolora.files import write_json
+
+WHOLE = "whole"
+"""The file that says a checkpoint was written to its end."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,13 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """True if there is a checkpoint folder to continue from."""
-        return self.training.exists()
+        """True if there is something to continue from: the split is chosen, after all checks and before all work."""
+        return (self.folder / "split.json").exists()
+
+    def whole_checkpoints(self) -> list[Path]:
+        """The checkpoints that were written to their end, oldest first; nothing is changed."""
+        whole = [path.parent for path in self.training.glob(f"checkpoint-*/{WHOLE}")]
+        return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def read(self, name: str) -> Any:
         """One of the run's JSON files, or None if it is not there yet.
@@ -69,6 +77,8 @@ class Run:
 def open_run(folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Run:
     """Begin a run, or continue one that was interrupted.
 
+    Other settings are refused once the run has `begun`; one that failed its checks may be corrected.
+
     Args:
         folder: ``runs/NAME``.
         settings: everything that decides the result, as JSON holds it.
@@ -78,7 +88,10 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) 
         ValueError: the folder holds a run with other settings (each difference is named), or something else.
     """
     if fresh and (folder / "settings.json").exists():
-        shutil.rmtree(folder)
+        old = folder.with_name(f".{folder.name}.old")  # at no moment half a run under its own name
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
     run = Run(folder, json.loads(json.dumps(settings)))
     there = run.read("settings.json")
     if there is None:
@@ -91,7 +104,9 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) 
         for key in sorted(set(there) | set(run.settings))
         if there.get(key) != run.settings.get(key)
     ]
-    if differences:
+    if differences and not run.begun:
+        run.write("settings.json", run.settings)
+    elif differences:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(differences)}. "
             "Choose another --name, or start it anew with --fresh"

@@ -1,8 +1,9 @@
 """What a training run is set to; light to import, so that ``--help`` is quick."""
 
+import math
 from dataclasses import dataclass
 
-from audiolora.speech.context import ContextMode
+from audiolora.speech.context import ContextMode, ContextPolicy
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class TrainingSettings:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}; try 3e-3")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 3e-3")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}")
         if self.patience < 0 or self.workers < 0:
             raise ValueError(f"patience and workers must not be negative, got {self.patience} and {self.workers}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
+        ContextPolicy(self.context)  # it knows the modes

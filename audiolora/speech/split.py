@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiolora.files import write_json
 from audiolora.speech.manifests import Utterance
 from audiolora.speech.rows import DataError
 
@@ -96,19 +95,21 @@ def save_split(split: Split, path: Path) -> None:
 
     >>> save_split(split, Path("runs/radio/split.json"))  # doctest: +SKIP
     """
-    ids = {part: [utterance.id for utterance in getattr(split, part)] for part in _PARTS}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(ids, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)  # mkstemp made it private
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    write_json(path, {part: [utterance.id for utterance in getattr(split, part)] for part in _PARTS})
+
+
+def keep_split(split: Split, path: Path) -> None:
+    """Save the split of a run that begins; of one that continues, make sure that it is the one it began with.
+
+    Raises:
+        DataError: another split is saved there, so the data have changed.
+
+    >>> keep_split(split, Path("runs/radio/split.json"))  # doctest: +SKIP
+    """
+    if not path.exists():
+        save_split(split, path)
+    elif load_split(path, [*split.train, *split.dev, *split.test]) != split:
+        raise DataError(f"{path}: the data have changed since this run began; start it anew with --fresh")
 
 
 def load_split(path: Path, utterances: Sequence[Utterance]) -> Split:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from audiolora.files import write_text
 from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
+from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
-
-WHOLE = "whole"
-"""The file that says a checkpoint was written to its end."""
 
 
 class ByLength(LengthGroupedSampler):
@@ -50,8 +50,19 @@ class WhisperTrainer(Seq2SeqTrainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return ByLength(batch, clips.durations_s, self.args.data_seed)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch turns a full disk into a RuntimeError
+            raise OSError(
+                f"{self.args.output_dir}: checkpoint-{self.state.global_step} could not be written "
+                f"({error.__context__ or error}); is the disk full? Free some space, and the same command continues "
+                "from the last whole checkpoint"
+            ) from error
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        train_collator, self.data_collator = self.data_collator, self._eval_collator
+        train_collator: Any = self.data_collator  # type: ignore[has-type]
+        self.data_collator = self._eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -59,17 +70,34 @@ class WhisperTrainer(Seq2SeqTrainer):
 
 
 class _WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint when all of it is on disk: one without the mark was interrupted and is not resumed from."""
+    """Marks a checkpoint when all of it is on disk, and only then lets older ones go.
+
+    One without the mark was interrupted and is not resumed from. transformers deletes older checkpoints before this, so
+    it is told to keep all, and they are deleted here: the newest whole one and the best so far are always there.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:  # the folder may have been moved since the checkpoint noted its path
+            state.best_model_checkpoint = str(_checkpoint(args.output_dir, state.best_global_step))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes the state of its own random generators
         if not state.is_world_process_zero:
             return
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path in checkpoint.rglob("*"):
+        newest = _checkpoint(args.output_dir, state.global_step)
+        for path in newest.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        write_text(checkpoint / WHOLE, "")
+        write_text(newest / WHOLE, "")
+        best = _checkpoint(args.output_dir, state.best_global_step or state.global_step)
+        for older in set(newest.parent.glob("checkpoint-*")) - {newest, best}:
+            (older / WHOLE).unlink()  # first: it may be interrupted half deleted
+            shutil.rmtree(older)
+
+
+def _checkpoint(folder: str, step: int) -> Path:
+    return Path(folder) / f"checkpoint-{step}"
 
 
 class _Metrics(TrainerCallback):
@@ -122,29 +150,44 @@ def train_whisper(
     """
     start = model.get_base_model().config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
+    with PartialState().main_process_first():
+        checkpoint = last_whole_checkpoint(folder)
     trainer = WhisperTrainer(
         model=model,
-        args=_arguments(settings, folder),
+        args=_arguments(settings, _epochs(settings, checkpoint), folder),
         train_dataset=train,
         eval_dataset=dev,
         data_collator=WhisperCollator(processor, policy, start, training=True),
         eval_collator=WhisperCollator(processor, policy, start, training=False),
         callbacks=[_WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *_stopping(settings), *callbacks],
     )
-    checkpoint = last_whole_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.best_model_checkpoint is None:
+        raise ValueError(
+            f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
+            "tenth of it, and start the run anew"
+        )
     return trainer.state.log_history
+
+
+def _epochs(settings: TrainingSettings, checkpoint: Path | None) -> int:
+    """The epochs to train: as set, or as many as were trained where the checkpoint says that training had stopped."""
+    if checkpoint is None:
+        return settings.epochs
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return round(state["epoch"]) if stopped else settings.epochs
 
 
 def _stopping(settings: TrainingSettings) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(settings.patience)] if settings.patience else []
 
 
-def _arguments(settings: TrainingSettings, folder: Path) -> Seq2SeqTrainingArguments:
+def _arguments(settings: TrainingSettings, epochs: int, folder: Path) -> Seq2SeqTrainingArguments:
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Seq2SeqTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
@@ -157,16 +200,15 @@ def _arguments(settings: TrainingSettings, folder: Path) -> Seq2SeqTrainingArgum
         fp16=torch.cuda.is_available() and not bf16,
         eval_strategy="epoch",
         save_strategy="epoch",
-        # Two besides the best: the older one is still whole while the newer is being written.
-        save_total_limit=2,
+        save_total_limit=None,  # _WholeCheckpoints deletes
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been patient
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=5,
         dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         remove_unused_columns=False,
         report_to="none",
     )
-
-

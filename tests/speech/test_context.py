@@ -164,7 +164,12 @@ def test_mix_draws_full_batches_by_its_generator() -> None:
 
 @pytest.mark.parametrize(
     ("durations_s", "message"),
-    [([], "at least one clip"), ([1.0, 0.0], "clip 1 lasts 0.00 s"), ([30.01], "at most 30 s"), ([float("nan")], "nan")],
+    [
+        ([], "at least one clip"),
+        ([1.0, 0.0], "clip 1 lasts 0.00 s"),
+        ([30.01], "at most 30 s"),
+        ([float("nan")], "nan"),
+    ],
 )
 def test_impossible_durations_are_refused(durations_s: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -103,9 +103,9 @@ def greedy(
 ) -> list[int]:
     """Greedy decoding by its definition: the whole sequence through the model for each token."""
     config = model.generation_config
-    ids = list(prompt)
+    ids, heard = list(prompt), model.model.encoder(features[None])
     for position in range(n_tokens):
-        logits = model(input_features=features[None], decoder_input_ids=torch.tensor([ids])).logits[0, -1]
+        logits = model(encoder_outputs=heard, decoder_input_ids=torch.tensor([ids])).logits[0, -1]
         logits[config.suppress_tokens] = -torch.inf
         if position == 0:
             logits[config.begin_suppress_tokens] = -torch.inf
@@ -115,7 +115,7 @@ def greedy(
     return ids[len(prompt) :]
 
 
-AUDIOS = [noise(duration_s, seed) for seed, duration_s in enumerate([0.5, 3.1, 1.2, 0.9, 3.0, 1.4, 2.2])]
+AUDIOS = [noise(duration_s, seed) for seed, duration_s in enumerate([0.5, 1.7, 1.2, 0.9, 1.4])]
 
 
 @pytest.mark.parametrize("context", ["auto", "full"])
@@ -136,7 +136,7 @@ def test_texts_are_those_of_greedy_decoding_clip_by_clip(
             ids = greedy(model, log_mel(processor, audio, n_frames), [token(name) for name in names], n_tokens)
         expected.append(processor.tokenizer.decode(ids, skip_special_tokens=True))
     assert len(set(expected)) > 2 and len({len(text) for text in expected}) > 2  # the clips matter
-    for batch_size in (1, 3, 8):
+    for batch_size in (1, 3):
         options: dict[str, Any] = {"context": context, "language": language, "batch_size": batch_size}
         assert transcribe(model, processor, AUDIOS, progress=False, **options) == expected
 
@@ -146,7 +146,9 @@ def test_the_language_is_detected_clip_by_clip(processor: WhisperProcessor) -> N
     features = torch.stack([log_mel(processor, audio) for audio in AUDIOS[:2]])
     found = model.detect_language(features)
     codes = [token.strip("<|>") for token in processor.tokenizer.convert_ids_to_tokens(found.tolist())]
-    given = [transcribe(model, processor, [a], context="full", language=c)[0] for a, c in zip(AUDIOS, codes, strict=False)]
+    given = [
+        transcribe(model, processor, [a], context="full", language=c)[0] for a, c in zip(AUDIOS, codes, strict=False)
+    ]
     assert transcribe(model, processor, AUDIOS[:2], context="full", progress=False) == given
 
 
@@ -228,14 +230,16 @@ def test_real_weights_transcribe_real_prompts(name: str, language: str, n_clips:
     import jiwer
 
     from audiolora.speech.audio import read_audio
-    from audiolora.speech.prompts import prompts
+    from audiolora.speech.prompts import load_prompts
     from audiolora.speech.weights import load_whisper
 
     whisper = load_whisper(name)
-    rows = [row for row in prompts(language) if len(row.text.split()) > 2]
+    rows = [row for row in load_prompts(language) if len(row.text.split()) > 2]
     chosen = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))[:n_clips]]
     audios = [read_audio(row.audio) for row in chosen]
     texts = transcribe(whisper.model, whisper.processor, audios, context="full", language=language)
-    normalize = whisper.processor.tokenizer.normalize if language == "en" else whisper.processor.tokenizer.basic_normalize
+    normalize = (
+        whisper.processor.tokenizer.normalize if language == "en" else whisper.processor.tokenizer.basic_normalize
+    )
     rate = 100 * jiwer.wer([normalize(row.text) for row in chosen], [normalize(text) for text in texts])
     assert rate < limit

@@ -114,7 +114,10 @@ def test_english_only_and_multilingual_ids() -> None:
 
 
 def test_rename_keeps_layer_norms_and_attention_apart() -> None:
-    assert rename_openai_key("decoder.blocks.3.cross_attn_ln.bias") == "model.decoder.layers.3.encoder_attn_layer_norm.bias"
+    assert (
+        rename_openai_key("decoder.blocks.3.cross_attn_ln.bias")
+        == "model.decoder.layers.3.encoder_attn_layer_norm.bias"
+    )
     assert rename_openai_key("decoder.blocks.3.attn_ln.bias") == "model.decoder.layers.3.self_attn_layer_norm.bias"
     assert rename_openai_key("encoder.blocks.0.attn.key.weight") == "model.encoder.layers.0.self_attn.k_proj.weight"
 

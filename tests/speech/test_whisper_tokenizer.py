@@ -40,7 +40,9 @@ def encode_by_rank(text: str, ranks: dict[bytes, int]) -> list[int]:
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
 
 
-WORDS = ranks_of(b"th", b"he", b"the", b" t", b" the", b"in", b"ing", b"\xc3\xa8", b" \xc3\xa8", b"nin", b"thing", b" thing")
+WORDS = ranks_of(
+    b"th", b"he", b"the", b" t", b" the", b"in", b"ing", b"\xc3\xa8", b" \xc3\xa8", b"nin", b"thing", b" thing"
+)
 
 
 def test_merges_rebuild_their_tokens() -> None:

@@ -12,7 +12,9 @@ from audiolora.speech.openai_format import ModelDimensions, generation_config
 from audiolora.speech.whisper_tokenizer import build_tokenizer, special_tokens
 
 # Every byte, and each letter and two signs after a space, so that " hello" takes five tokens.
-_VOCABULARY = [bytes([byte]) for byte in range(256)] + [b" " + bytes([letter]) for letter in b"abcdefghijklmnopqrstuvwxyz-'"]
+_VOCABULARY = [bytes([byte]) for byte in range(256)] + [
+    b" " + bytes([letter]) for letter in b"abcdefghijklmnopqrstuvwxyz-'"
+]
 
 
 def tiny_whisper(path: Path, multilingual: bool = False, *, d_model: int = 16, layers: int = 1, seed: int = 0) -> None:

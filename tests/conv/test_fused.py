@@ -1,0 +1,238 @@
+"""The operator's output and every gradient, against torch's autograd through F.conv1d(x, c · (W + s·B·A), b)."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from audiolora.conv.factors import LowRank
+from audiolora.conv.fused import fused_conv1d
+from audiolora.conv.geometry import ConvGeometry
+
+SCALING = 0.6
+
+
+@dataclass
+class Operands:
+    """Leaves of the operator, and its geometry."""
+
+    x: torch.Tensor
+    W: torch.Tensor
+    bias: torch.Tensor | None
+    A: torch.Tensor
+    B: torch.Tensor
+    scale: torch.Tensor | None
+    geometry: ConvGeometry
+
+    def leaves(self) -> dict[str, torch.Tensor]:
+        named = {"x": self.x, "bias": self.bias, "A": self.A, "B": self.B, "scale": self.scale}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def fused(self) -> torch.Tensor:
+        return fused_conv1d(self.x, self.W, self.bias, LowRank(self.A, self.B, SCALING), self.geometry, self.scale)
+
+    def dense(self) -> torch.Tensor:
+        W = self.W + SCALING * torch.einsum("or,rck->ock", self.B, self.A)
+        W = W if self.scale is None else self.scale[:, None, None] * W
+        g = self.geometry
+        return F.conv1d(self.x, W, self.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+def draw(
+    n: int = 2,
+    in_per_group: int = 3,
+    out_per_group: int = 2,
+    length: int = 13,
+    k: int = 3,
+    r: int = 2,
+    geometry: ConvGeometry | None = None,
+    bias: bool = True,
+    scale: bool = False,
+    seed: int = 0,
+) -> Operands:
+    generator = torch.Generator().manual_seed(seed)
+    geometry = geometry or ConvGeometry()
+
+    def normal(*shape: int, leaf: bool = True) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(leaf)
+
+    out = out_per_group * geometry.groups
+    return Operands(
+        x=normal(n, in_per_group * geometry.groups, length),
+        W=normal(out, in_per_group, k, leaf=False),
+        bias=normal(out) if bias else None,
+        A=normal(r, in_per_group, k),
+        B=normal(out, r),
+        scale=normal(out) if scale else None,
+        geometry=geometry,
+    )
+
+
+def assert_same_output_and_gradients(operands: Operands) -> None:
+    y, expected = operands.fused(), operands.dense()
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=y.dtype)
+    leaves = list(operands.leaves().values())
+    gradients, wanted = torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy)
+    for name, gradient, want in zip(operands.leaves(), gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"∂{name}: {text}")
+
+
+@settings(max_examples=150)
+@given(
+    n=st.integers(1, 3),
+    in_per_group=st.integers(1, 4),
+    out_per_group=st.integers(1, 3),
+    length=st.integers(1, 40),
+    k=st.integers(1, 7),
+    r=st.integers(1, 6),
+    stride=st.integers(1, 5),
+    padding=st.integers(0, 8),
+    dilation=st.integers(1, 4),
+    groups=st.integers(1, 4),
+    bias=st.booleans(),
+    scale=st.booleans(),
+    seed=st.integers(0, 5),
+)
+def test_any_geometry(
+    n: int,
+    in_per_group: int,
+    out_per_group: int,
+    length: int,
+    k: int,
+    r: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    bias: bool,
+    scale: bool,
+    seed: int,
+) -> None:
+    assume(length + 2 * padding > dilation * (k - 1))
+    geometry = ConvGeometry(stride, padding, dilation, groups)
+    assert_same_output_and_gradients(
+        draw(n, in_per_group, out_per_group, length, k, r, geometry, bias=bias, scale=scale, seed=seed)
+    )
+
+
+@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    "geometry, in_per_group",
+    [
+        (ConvGeometry(), 2),
+        (ConvGeometry(stride=2, padding=1), 2),
+        (ConvGeometry(padding=2, dilation=2, groups=2), 2),
+        (ConvGeometry(stride=3, padding=1, groups=3), 1),
+    ],
+    ids=["plain", "stride", "dilation and groups", "depthwise"],
+)
+def test_gradcheck(geometry: ConvGeometry, in_per_group: int, scale: bool) -> None:
+    o = draw(1, in_per_group, 1, length=7, k=3, r=2, geometry=geometry, scale=scale)
+
+    def operator(*leaves: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(o.leaves(), leaves, strict=True))
+        return Operands(**{"scale": None, **named}, W=o.W, geometry=geometry).fused()
+
+    assert torch.autograd.gradcheck(operator, tuple(o.leaves().values()))
+
+
+@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("wanted", ["x", "bias", "A", "B"])
+def test_one_gradient_alone(wanted: str, scale: bool) -> None:
+    """What nobody asked for is not computed, and what is asked for does not depend on it."""
+    operands = draw(geometry=ConvGeometry(stride=2, padding=1, groups=2), scale=scale)
+    for name, tensor in operands.leaves().items():
+        tensor.requires_grad_(name == wanted)
+    (gradient,) = torch.autograd.grad(operands.fused().sin().sum(), operands.leaves()[wanted])
+    (expected,) = torch.autograd.grad(operands.dense().sin().sum(), operands.leaves()[wanted])
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+def test_an_activation_may_overwrite_the_result(scale: bool) -> None:
+    operands = draw(scale=scale)
+    leaves = list(operands.leaves().values())
+    gradients = torch.autograd.grad(F.relu(operands.fused(), inplace=True).sum(), leaves)
+    expected = torch.autograd.grad(F.relu(operands.dense()).sum(), leaves)
+    for gradient, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, want)
+
+
+def test_an_input_overwritten_after_use_is_noticed() -> None:
+    operands = draw()
+    x = operands.x.clone()
+    operands.x = x
+    y = operands.fused()
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_batch_of_none() -> None:
+    assert_same_output_and_gradients(draw(n=0, geometry=ConvGeometry(groups=2)))
+
+
+def test_no_dense_weight_gradient_is_formed() -> None:
+    """The point of it: with k = 128 the largest tensor that backward makes is smaller than W by far."""
+    operands = draw(n=1, in_per_group=16, out_per_group=16, length=4, k=128, r=1, geometry=ConvGeometry(padding=64))
+    y, shapes = operands.fused(), []
+
+    class Recording(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            shapes.extend(t.shape for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    with Recording():
+        y.sum().backward()
+    assert shapes and operands.W.shape not in shapes
+    assert max(shape.numel() for shape in shapes) < operands.W.numel()
+
+
+def test_a_weight_that_wants_a_gradient_is_refused() -> None:
+    operands = draw()
+    operands.W.requires_grad_()
+    with pytest.raises(ValueError, match="requires a gradient, which the fused operator does not give; freeze it"):
+        operands.fused()
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    operands = draw()
+    (dx,) = torch.autograd.grad(operands.fused().square().sum(), operands.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16 tensors", "inside autocast"])
+@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+def test_bf16_is_near_float64_and_factors_keep_their_dtype(scale: bool, autocast: bool) -> None:
+    exact = draw(n=4, in_per_group=8, length=40, geometry=ConvGeometry(padding=1), scale=scale)
+    low = Operands(
+        x=exact.x.detach().bfloat16().requires_grad_(),
+        W=exact.W.float(),
+        bias=exact.bias.detach().bfloat16().requires_grad_(),
+        A=exact.A.detach().float().requires_grad_(),
+        B=exact.B.detach().float().requires_grad_(),
+        scale=None if exact.scale is None else exact.scale.detach().float().requires_grad_(),
+        geometry=exact.geometry,
+    )
+    y, expected = low.fused(), exact.dense()
+    assert y.dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
+        y.float().square().mean().backward()
+    expected.square().mean().backward()
+    assert relative_error(y, expected) < 0.02
+    for name, leaf in low.leaves().items():
+        assert leaf.grad.dtype == leaf.dtype
+        assert relative_error(leaf.grad, exact.leaves()[name].grad) < 0.03, name
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm()).item()

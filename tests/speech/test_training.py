@@ -1,0 +1,226 @@
+"""Training: exact resume after every kind of interruption, the loss, the order of the clips, and the arguments."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.speech.tiny_training import MOMENTS, Job, final, train, write_clips
+from tests.speech.tiny_whisper import tiny_whisper
+
+from audiolora.speech.run import WHOLE
+from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.training import ByLength, last_whole_checkpoint
+
+Spawn = Callable[[Job], int]
+
+# Of 10 clips 7 are trained on, so that an epoch has 3 steps.
+MIXED = TrainingSettings(epochs=2, batch_size=3, context="mix", learning_rate=3e-2)
+STOPPING = TrainingSettings(epochs=8, batch_size=3, learning_rate=0.1, patience=2)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Job:
+    """Dropout and a mix of contexts: all that draws at random while training."""
+    root = tmp_path_factory.mktemp("training")
+    tiny_whisper(root / "whisper")
+    return Job(root / "whisper", write_clips(root / "clips", 10), root / "mixed", MIXED, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def stopping(mixed) -> Job:
+    """A training whose development loss rises after its second epoch, so that it stops after the fourth."""
+    folder = mixed.folder.with_name("stopping")
+    return replace(mixed, folder=folder, settings=STOPPING, dropout=0.0, dev_text="qyqkj bqjzk qqpyj")
+
+
+@pytest.fixture(scope="module")
+def spawn() -> Spawn:
+    """Run a job in a process of its own and return its exit code; the imports are paid for once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.speech.tiny_training"])
+
+    def run(job: Job, kill_after_s: float | None = None) -> int:
+        process = context.Process(target=train, args=(job,))
+        process.start()
+        process.join(kill_after_s or 300)
+        process.kill()
+        process.join()
+        return process.exitcode
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(mixed, spawn) -> Job:
+    assert spawn(mixed) == 0
+    return mixed
+
+
+@pytest.fixture(scope="module")
+def stopped(stopping, spawn) -> Job:
+    assert spawn(stopping) == 0
+    return stopping
+
+
+def dev_losses(folder: Path) -> list[float]:
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def assert_same_end(job: Job, reference: Job) -> None:
+    """Bit-equal weights, the same development losses, and nothing but whole checkpoints left."""
+    ours, theirs = final(job.folder), final(reference.folder)
+    assert ours.keys() == theirs.keys() and len(ours) > 0
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert dev_losses(job.folder) == dev_losses(reference.folder)
+    names = [sorted(path.name for path in j.folder.glob("checkpoint-*")) for j in (job, reference)]
+    assert names[0] == names[1]
+    assert all((path / WHOLE).exists() for path in job.folder.glob("checkpoint-*"))
+
+
+def begun_at(job: Job) -> list[int]:
+    return [int(line) for line in (job.folder / "began.txt").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("moment", "at_step", "continues_at"),
+    [
+        pytest.param("mid-epoch", 2, 0, marks=pytest.mark.slow),  # before there is any checkpoint
+        ("mid-epoch", 5, 3),
+        pytest.param("adapter", 6, 3, marks=pytest.mark.slow),
+        ("optimizer", 6, 3),
+        ("before the mark", 6, 3),
+        pytest.param("after the mark", 3, 3, marks=pytest.mark.slow),
+        ("deleting", 6, 6),
+        pytest.param("before the best", 6, 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_training_resumes_to_the_same_weights(uninterrupted, spawn, tmp_path, moment, at_step, continues_at):
+    job = replace(uninterrupted, folder=tmp_path / "run")
+    assert spawn(replace(job, dies=moment, at_step=at_step)) == -signal.SIGKILL
+    assert not (job.folder / "final.pt").exists()
+    assert spawn(job) == 0
+    assert begun_at(job) == [0, continues_at]
+    assert_same_end(job, uninterrupted)
+
+
+@pytest.mark.parametrize("moment", ["full disk", pytest.param("interrupt", marks=pytest.mark.slow)])
+def test_a_full_disk_or_ctrl_c_loses_nothing(uninterrupted, spawn, tmp_path, moment):
+    job = replace(uninterrupted, folder=tmp_path / "run")
+    assert spawn(replace(job, dies=moment, at_step=6)) == 1
+    assert (job.folder / "checkpoint-3" / WHOLE).exists() and not (job.folder / "checkpoint-6" / WHOLE).exists()
+    assert spawn(job) == 0
+    assert begun_at(job) == [0, 3]
+    assert_same_end(job, uninterrupted)
+
+
+def test_a_full_disk_is_named(mixed, tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"run: checkpoint-3 could not be written .*No space left.*disk full"):
+        train(replace(mixed, folder=tmp_path / "run"))
+    assert last_whole_checkpoint(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize(("moment", "at_step", "continues_at"), [("before the mark", 9, 6), ("before the best", 1, 12)])
+def test_early_stopping_survives_a_kill(stopped, spawn, tmp_path, moment, at_step, continues_at):
+    losses = dev_losses(stopped.folder)
+    assert len(losses) == 4 and min(losses) == losses[1]  # the best, then two epochs of patience, of 8 epochs asked for
+    job = replace(stopped, folder=tmp_path / "run")
+    assert spawn(replace(job, dies=moment, at_step=at_step)) == -signal.SIGKILL
+    assert spawn(job) == 0
+    assert begun_at(job) == [0, continues_at]
+    assert_same_end(job, stopped)
+
+
+def test_the_best_epoch_is_what_remains(stopped):
+    """The adapter after training is the one saved after the second epoch, whose development loss is the lowest."""
+    from safetensors.torch import load_file
+
+    saved = load_file(stopped.folder / "checkpoint-6" / "adapter_model.safetensors")
+    ours = {name.replace(".default", ""): tensor for name, tensor in final(stopped.folder).items()}
+    assert ours.keys() == saved.keys()
+    assert all(torch.equal(ours[name], saved[name]) for name in saved)
+
+
+def test_a_run_may_be_moved_before_it_is_resumed(stopped, spawn, tmp_path):
+    job = replace(stopped, folder=tmp_path / "run")
+    assert spawn(replace(job, dies="after the mark", at_step=9)) == -signal.SIGKILL  # the best epoch is before it
+    moved = replace(job, folder=job.folder.rename(tmp_path / "moved"))
+    assert spawn(moved) == 0
+    assert_same_end(moved, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_kills_at_random_moments(mixed, spawn, tmp_path, method):
+    settings = replace(MIXED, epochs=6, gradient_accumulation=2, batch_size=2)
+    dropout = 0.1 if method == "lora" else 0.0
+    reference = replace(mixed, folder=tmp_path / "reference", settings=settings, method=method, dropout=dropout)
+    assert spawn(reference) == 0
+    job, draw, kills = replace(reference, folder=tmp_path / "run"), random.Random(method), 0
+    while spawn(job, kill_after_s=draw.uniform(0.5, 4.0) if kills < 8 else None) != 0:
+        kills += 1
+    assert kills > 0
+    assert_same_end(job, reference)
+
+
+@pytest.mark.slow
+def test_workers_that_read_audio_change_nothing_about_a_resume(mixed, spawn, tmp_path):
+    reference = replace(mixed, folder=tmp_path / "reference", settings=replace(MIXED, workers=2))
+    assert spawn(reference) == 0
+    job = replace(reference, folder=tmp_path / "run")
+    assert spawn(replace(job, dies="mid-epoch", at_step=5)) == -signal.SIGKILL
+    assert spawn(job) == 0
+    assert begun_at(job) == [0, 3]
+    assert_same_end(job, reference)
+
+
+def test_unmarked_checkpoints_are_removed_and_the_newest_marked_one_is_taken(tmp_path):
+    for step in (3, 12, 9, 15):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (3, 12, 9):
+        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    assert not (tmp_path / "checkpoint-15").exists()
+    assert last_whole_checkpoint(tmp_path / "not there") is None
+
+
+def test_a_loss_that_is_never_finite_is_an_error(mixed, tmp_path):
+    job = replace(mixed, folder=tmp_path / "run", settings=replace(MIXED, epochs=1, learning_rate=1e38), dropout=0.0)
+    with pytest.raises(ValueError, match=r"development loss was not finite.*learning_rate 1e\+38"):
+        train(job)
+
+
+def test_batches_hold_clips_of_like_length_in_an_order_of_seed_and_epoch():
+    durations_s = [1.0, 9.0] * 8
+    sampler = ByLength(4, durations_s, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(16))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != second
+    again = ByLength(4, durations_s, seed=1)
+    again.set_epoch(1)
+    assert list(again) == second != list(ByLength(4, durations_s, seed=2))
+    lengths = [float(index) for index in ByLength(4, [float(index) for index in range(64)], seed=0)]
+    assert lengths[0] == 63.0  # the longest at once: what does not fit in memory fails in the first step
+    batches = [lengths[start : start + 4] for start in range(0, 64, 4)]
+    # four numbers drawn from 0 … 63 are 3/5 of 63 apart on average; sorted within sixteen, 3/17 of it
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 16
+
+
+def test_every_moment_is_tried():
+    tried = {"mid-epoch", "adapter", "optimizer", "before the mark", "after the mark", "deleting", "before the best"}
+    assert tried | {"full disk", "interrupt"} == MOMENTS.keys()
