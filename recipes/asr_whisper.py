@@ -68,7 +68,6 @@ def main(
     """
     require_working_torchaudio_or_none()  # a broken one would break transformers, far from the cause
     import torch
-    from accelerate import PartialState
     from rich.console import Console
 
     import audiolora
@@ -82,14 +81,14 @@ def main(
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.run import open_run
     from audiolora.speech.split import keep_split, split_by_text
-    from audiolora.speech.training import train_whisper
+    from audiolora.speech.training import this_process, train_whisper
     from audiolora.speech.weights import load_whisper
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
     asked |= {"test": test, "dev": dev, **asdict(training)}
-    process = PartialState()
+    process = this_process()
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
     if run.finished:

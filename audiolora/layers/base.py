@@ -1,8 +1,9 @@
 """What every audiolora layer shares: the base's own forward, run with an adapted weight.
 
 PEFT replaces a module by a layer that holds it as ``base_layer``. Ours adds a parametrization on the base's weight
-(and bias) that asks the layer for W' = f(W; θ), and otherwise leaves the base alone. Whoever runs or reads the base
-sees W'. The alternative, a forward of our own beside the base's, has to follow every subclass and drifts.
+(and its bias, where a method adapts that) that asks the layer for W' = f(W; θ), and otherwise leaves the base alone.
+Whoever runs or reads the base sees W'. The alternative, a forward of our own beside the base's, has to follow every
+subclass and drifts.
 
 A method derives from `WeightSpaceLayer` and says what its map is: `adapt_weight` and, if it has one, `adapt_bias`.
 """

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from audiolora.files import write_text
 from audiolora.speech.clips import Clips, WhisperCollator
@@ -21,34 +21,24 @@ from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
 
 
-class ByLength(LengthGroupedSampler):
-    """Batches of like length, so that short context is short, in an order that only the seed and the epoch decide."""
-
-    def __init__(self, batch_size: int, durations_s: Sequence[float], seed: int) -> None:
-        super().__init__(batch_size, lengths=list(durations_s))
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Deal the order of another epoch; transformers calls this, also for the epoch that a resume begins in."""
-        self.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-
-
 class WhisperTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer whose batches hold clips of like length, and whose encoder sees just that length."""
+    """Seq2SeqTrainer whose encoder sees no more than the longest clip of each batch.
+
+    Batches are drawn at random, not by length: batches of like length train a third faster, but put all the one-word
+    clips into batches of their own, and three times the errors remained (97 % against 44 % WER, attention LoRA at
+    learning rate 3e-3 on speech through a voice scrambler).
+    """
 
     def __init__(self, *args: Any, eval_collator: WhisperCollator, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._eval_collator = eval_collator
+        # Whisper's forward takes any keyword but ignores num_items_in_batch: its loss is the mean over its own batch.
+        # So the Trainer must divide by the accumulated steps itself, and must not multiply by the processes.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with audio_context(model, inputs["input_features"].shape[-1]):
             return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
-        clips = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return ByLength(batch, clips.durations_s, self.args.data_seed)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -111,6 +101,12 @@ class _Metrics(TrainerCallback):
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
 
+def this_process() -> PartialState:
+    """Where this process stands among those that ``accelerate launch`` or ``torchrun`` started, on CPUs too."""
+    asked = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
+    return PartialState(cpu=asked or not torch.accelerator.is_available())
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; those that were not are removed."""
     whole: list[Path] = []
@@ -150,7 +146,7 @@ def train_whisper(
     """
     start = model.get_base_model().config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
-    with PartialState().main_process_first():
+    with this_process().main_process_first():
         checkpoint = last_whole_checkpoint(folder)
     trainer = WhisperTrainer(
         model=model,
@@ -196,6 +192,8 @@ def _arguments(settings: TrainingSettings, epochs: int, folder: Path) -> Seq2Seq
         weight_decay=0.0,
         seed=settings.seed,
         data_seed=settings.seed,
+        use_cpu=this_process().device.type == "cpu",
+        ddp_find_unused_parameters=False,
         bf16=bf16,
         fp16=torch.cuda.is_available() and not bf16,
         eval_strategy="epoch",

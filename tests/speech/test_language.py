@@ -1,15 +1,16 @@
 import pytest
-from tests.speech.tiny_whisper import tiny_whisper
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from audiolora.speech.language import set_language, spoken_language, text_normalizer
 from audiolora.speech.weights import LoadedWhisper, load_whisper
+from tests.speech.tiny_whisper import tiny_whisper
 
 
 @pytest.fixture(scope="module")
 def english(tmp_path_factory) -> LoadedWhisper:
-    tiny_whisper(tmp_path_factory.mktemp("en") / "whisper")
-    return load_whisper(tmp_path_factory.getbasetemp() / "en0" / "whisper")
+    folder = tmp_path_factory.mktemp("english")
+    tiny_whisper(folder)
+    return load_whisper(folder)
 
 
 @pytest.fixture

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.speech.tiny_training import MOMENTS, Job, final, train, write_clips
-from tests.speech.tiny_whisper import tiny_whisper
+from safetensors.torch import load_file
 
+from audiolora.speech.manifests import read_utterances
 from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.training import ByLength, last_whole_checkpoint
+from audiolora.speech.training import last_whole_checkpoint
+from tests.speech.tiny_training import MOMENTS, Job, final, fit, train, write_clips
+from tests.speech.tiny_whisper import tiny_whisper
 
 Spawn = Callable[[Job], int]
 
-# Of 10 clips 7 are trained on, so that an epoch has 3 steps.
+STEPS = 3  # an epoch: of 10 clips 7 are trained on, 3 a step
 MIXED = TrainingSettings(epochs=2, batch_size=3, context="mix", learning_rate=3e-2)
 STOPPING = TrainingSettings(epochs=8, batch_size=3, learning_rate=0.1, patience=2)
 
@@ -47,11 +49,14 @@ def spawn() -> Spawn:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.speech.tiny_training"])
 
-    def run(job: Job, kill_after_s: float | None = None) -> int:
-        process = context.Process(target=train, args=(job,))
+    def run(job: Job, kill: random.Random | None = None) -> int:
+        process, there = context.Process(target=train, args=(job,)), set(job.folder.rglob("*"))
         process.start()
-        process.join(kill_after_s or 300)
-        process.kill()
+        if kill is not None:  # soon after something new was written
+            while process.is_alive() and set(job.folder.rglob("*")) <= there:
+                process.join(0.01)
+            process.join(kill.uniform(0, 0.3))
+            process.kill()
         process.join()
         return process.exitcode
 
@@ -133,30 +138,36 @@ def test_a_full_disk_is_named(mixed, tmp_path, monkeypatch):
     assert last_whole_checkpoint(tmp_path / "run") is None
 
 
-@pytest.mark.parametrize(("moment", "at_step", "continues_at"), [("before the mark", 9, 6), ("before the best", 1, 12)])
-def test_early_stopping_survives_a_kill(stopped, spawn, tmp_path, moment, at_step, continues_at):
+def test_training_stops_when_patience_ends_and_keeps_the_best_epoch(stopped):
+    """Two epochs after the best, of 8 asked for; the adapter is the one that was saved after the best."""
     losses = dev_losses(stopped.folder)
-    assert len(losses) == 4 and min(losses) == losses[1]  # the best, then two epochs of patience, of 8 epochs asked for
-    job = replace(stopped, folder=tmp_path / "run")
-    assert spawn(replace(job, dies=moment, at_step=at_step)) == -signal.SIGKILL
-    assert spawn(job) == 0
-    assert begun_at(job) == [0, continues_at]
-    assert_same_end(job, stopped)
-
-
-def test_the_best_epoch_is_what_remains(stopped):
-    """The adapter after training is the one saved after the second epoch, whose development loss is the lowest."""
-    from safetensors.torch import load_file
-
-    saved = load_file(stopped.folder / "checkpoint-6" / "adapter_model.safetensors")
+    assert losses.index(min(losses)) == len(losses) - 3 and len(losses) < STOPPING.epochs
+    saved = load_file(stopped.folder / f"checkpoint-{best_step(stopped)}" / "adapter_model.safetensors")
     ours = {name.replace(".default", ""): tensor for name, tensor in final(stopped.folder).items()}
     assert ours.keys() == saved.keys()
     assert all(torch.equal(ours[name], saved[name]) for name in saved)
 
 
+def best_step(job: Job) -> int:
+    losses = dev_losses(job.folder)
+    return STEPS * (losses.index(min(losses)) + 1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "epochs_after_best", "continues_after"), [("before the mark", 2, 1), ("before the best", 0, 2)]
+)
+def test_early_stopping_survives_a_kill(stopped, spawn, tmp_path, moment, epochs_after_best, continues_after):
+    """Killed with one epoch of patience spent, and after training was stopped but before the best was taken."""
+    job, best = replace(stopped, folder=tmp_path / "run"), best_step(stopped)
+    assert spawn(replace(job, dies=moment, at_step=best + STEPS * epochs_after_best)) == -signal.SIGKILL
+    assert spawn(job) == 0
+    assert begun_at(job) == [0, best + STEPS * continues_after]
+    assert_same_end(job, stopped)
+
+
 def test_a_run_may_be_moved_before_it_is_resumed(stopped, spawn, tmp_path):
-    job = replace(stopped, folder=tmp_path / "run")
-    assert spawn(replace(job, dies="after the mark", at_step=9)) == -signal.SIGKILL  # the best epoch is before it
+    job, at_step = replace(stopped, folder=tmp_path / "run"), best_step(stopped) + STEPS
+    assert spawn(replace(job, dies="after the mark", at_step=at_step)) == -signal.SIGKILL
     moved = replace(job, folder=job.folder.rename(tmp_path / "moved"))
     assert spawn(moved) == 0
     assert_same_end(moved, stopped)
@@ -170,7 +181,7 @@ def test_kills_at_random_moments(mixed, spawn, tmp_path, method):
     reference = replace(mixed, folder=tmp_path / "reference", settings=settings, method=method, dropout=dropout)
     assert spawn(reference) == 0
     job, draw, kills = replace(reference, folder=tmp_path / "run"), random.Random(method), 0
-    while spawn(job, kill_after_s=draw.uniform(0.5, 4.0) if kills < 8 else None) != 0:
+    while spawn(job, kill=draw if kills < 8 else None) != 0:
         kills += 1
     assert kills > 0
     assert_same_end(job, reference)
@@ -197,28 +208,24 @@ def test_unmarked_checkpoints_are_removed_and_the_newest_marked_one_is_taken(tmp
     assert last_whole_checkpoint(tmp_path / "not there") is None
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(mixed, tmp_path):
+    """Two batches of four against four of two, texts of one length: Whisper's loss is a mean over its batch."""
+    ends = []
+    for batch_size, steps in ((4, 1), (2, 2)):
+        settings = TrainingSettings(epochs=1, batch_size=batch_size, gradient_accumulation=steps, learning_rate=3e-3)
+        job = replace(mixed, folder=tmp_path / str(steps), settings=settings, dropout=0.0)
+        clips = [replace(clip, text=f"word {index}") for index, clip in enumerate(read_utterances(job.manifest))]
+        ends.append((fit(job, clips[:8], clips[8:]), final(job.folder)))
+    (history, weights), (accumulated, their_weights) = ends
+    assert accumulated[-1]["train_loss"] == pytest.approx(history[-1]["train_loss"], rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(their_weights[name], tensor, atol=1e-5, rtol=1e-4)
+
+
 def test_a_loss_that_is_never_finite_is_an_error(mixed, tmp_path):
     job = replace(mixed, folder=tmp_path / "run", settings=replace(MIXED, epochs=1, learning_rate=1e38), dropout=0.0)
     with pytest.raises(ValueError, match=r"development loss was not finite.*learning_rate 1e\+38"):
         train(job)
-
-
-def test_batches_hold_clips_of_like_length_in_an_order_of_seed_and_epoch():
-    durations_s = [1.0, 9.0] * 8
-    sampler = ByLength(4, durations_s, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(16))
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert first != second
-    again = ByLength(4, durations_s, seed=1)
-    again.set_epoch(1)
-    assert list(again) == second != list(ByLength(4, durations_s, seed=2))
-    lengths = [float(index) for index in ByLength(4, [float(index) for index in range(64)], seed=0)]
-    assert lengths[0] == 63.0  # the longest at once: what does not fit in memory fails in the first step
-    batches = [lengths[start : start + 4] for start in range(0, 64, 4)]
-    # four numbers drawn from 0 … 63 are 3/5 of 63 apart on average; sorted within sixteen, 3/17 of it
-    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 16
 
 
 def test_every_moment_is_tried():

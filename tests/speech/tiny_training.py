@@ -1,4 +1,4 @@
-"""Trainings small enough for a test: generated clips, a random Whisper, and a training that is killed where one likes."""
+"""Trainings small enough for a test: generated clips, a random Whisper, and a kill where one likes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import audiolora
 from audiolora.speech import training
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
-from audiolora.speech.manifests import read_utterances
+from audiolora.speech.manifests import Utterance, read_utterances
 from audiolora.speech.settings import TrainingSettings
 
 WORDS = "amber birch cedar dune ember fern grove heron iris juniper".split()
@@ -65,24 +65,29 @@ class Job:
 
 
 def train(job: Job) -> None:
-    """Train, and write the adapter's weights to `final.pt` and the history to `history.json`."""
+    """Train on all clips of the manifest but three, which are the development part."""
     torch.set_num_threads(1)
     if job.settings.workers:  # otherwise each of them would import everything anew
         multiprocessing.set_start_method("fork", force=True)
-    whisper = WhisperForConditionalGeneration.from_pretrained(job.whisper).requires_grad_(False)
-    processor = WhisperProcessor.from_pretrained(job.whisper)
     clips = read_utterances(job.manifest)
-    dev = [u if job.dev_text is None else replace(u, text=job.dev_text) for u in clips[:3]]
-    channel = parse_channel("noise20dB")
+    dev = [clip if job.dev_text is None else replace(clip, text=job.dev_text) for clip in clips[:3]]
+    fit(job, clips[3:], dev)
+
+
+def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str, float]]:
+    """Train, write the adapter's weights to `final.pt`, and return the history."""
+    whisper = WhisperForConditionalGeneration.from_pretrained(job.whisper)
+    processor = WhisperProcessor.from_pretrained(job.whisper)
     torch.manual_seed(0)
     model = audiolora.adapt(whisper, job.method, r=2, dropout=job.dropout)
     callbacks: list[TrainerCallback] = [_Began(job.folder / "began.txt")]
     if job.dies is not None:
         callbacks.append(_Killer(job.at_step, MOMENTS[job.dies]))
+    channel = parse_channel("noise20dB")
     history = training.train_whisper(
         model,
         processor,
-        Clips(clips[3:], channel),
+        Clips(train, channel),
         Clips(dev, channel),
         job.settings,
         job.folder,
@@ -90,7 +95,7 @@ def train(job: Job) -> None:
     )
     weights = {name: tensor.detach() for name, tensor in model.named_parameters() if "lora_" in name}
     torch.save(weights, job.folder / "final.pt")
-    (job.folder / "history.json").write_text(json.dumps(history))
+    return history
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,113 @@
+"""What a run writes down: figures that are those of its texts, in an order that makes half a run look like one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolora.inspection import Inspection
+from audiolora.report import whisper_run
+from audiolora.report.whisper_run import Outcome
+from audiolora.speech.adapter import AdapterInfo
+from audiolora.speech.channels import parse_channel
+from audiolora.speech.clips import Clips
+from audiolora.speech.manifests import Utterance
+from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.run import Run, open_run
+
+REFERENCES = ["press one now", "goodbye"]
+SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}
+
+
+def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv", **changes: Any) -> Outcome:
+    tmp_path.mkdir(exist_ok=True)
+    utterances = []
+    for index, text in enumerate(REFERENCES):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, 0.1 * np.sin(np.arange(4000) * (index + 1) / 5), 16_000)
+        utterances.append(Utterance(f"clip{index}", path, text, f"row {index}"))
+    run = open_run(tmp_path / "runs" / "demo", {**SETTINGS, "data": data, "channel": channel})
+    (run.training).mkdir()
+    (run.training / "metrics.jsonl").write_text('{"loss": 2.0, "step": 5}\n')
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(bytes(1234))
+    given: dict[str, Any] = {
+        "run": run,
+        "whisper": SimpleNamespace(name="tiny", origin="the local directory tiny"),
+        "info": AdapterInfo("tiny", "abc", "auto", None),
+        "heard": Clips(utterances, parse_channel(channel)),
+        "normalize": str.lower,
+        "before": ["press two", "good bye"],
+        "after": ["Press one now", "good"],
+        "history": [{"loss": 2.0, "step": 5}, {"eval_loss": 1.5, "step": 6}],
+        "seconds": {"zero_shot": 1.0, "training": 60.0, "adapted": 2.0},
+    }
+    return Outcome(**{**given, **changes})
+
+
+INSPECTION = Inspection((), 10, 1000)
+
+
+def test_the_figures_counted_by_hand(tmp_path):
+    """Before: one substitution, one deletion; one substitution, one insertion; of 4 words. After: one substitution."""
+    made = outcome(tmp_path)
+    whisper_run.leave(made, INSPECTION)
+    summary = json.loads((made.run.folder / "summary.json").read_text())
+    assert summary["wer_before"]["value"] == 100.0 and summary["wer_after"]["value"] == 25.0
+    assert set(summary["wer_after"]) == {"value", "low", "high"} == set(summary["cer_before"])
+    assert summary["wer_relative_reduction"] == 75.0
+    counts = [summary["before"][name] for name in ("substitutions", "insertions", "deletions", "hits")]
+    assert counts == [2, 1, 1, 1] and summary["before"]["reference_words"] == 4
+    assert summary["parameters"] == {"trained": 10, "total": 1000} and summary["adapter_bytes"] == 1234
+    assert summary["seconds"] == {"zero_shot": 1.0, "training": 60.0, "adapted": 2.0}
+    assert summary["settings"] == dict(made.run.settings)
+    assert (made.run.folder / "metrics.jsonl").read_text() == '{"loss": 2.0, "step": 5}\n'
+
+
+def test_the_summary_is_written_last(tmp_path, monkeypatch):
+    made, there = outcome(tmp_path), []
+    write = Run.write
+    monkeypatch.setattr(
+        Run,
+        "write",
+        lambda run, name, value: (there.extend(p.name for p in run.folder.iterdir()), write(run, name, value)),
+    )
+    whisper_run.leave(made, INSPECTION)
+    assert {"report.html", "metrics.jsonl", "adapter", "settings.json"} <= set(there) and "summary.json" not in there
+
+
+def test_what_was_left_is_shown(tmp_path, capsys):
+    made = outcome(tmp_path)
+    whisper_run.leave(made, INSPECTION)
+    whisper_run.show(made.run)
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("100.0", "25.0", "zero-shot", "adapted", "report.html", "audiolora transcribe"):
+        assert words in shown
+
+
+def test_a_base_that_makes_no_errors_has_no_relative_reduction(tmp_path, capsys):
+    made = outcome(tmp_path, before=REFERENCES)
+    whisper_run.leave(made, INSPECTION)
+    assert json.loads((made.run.folder / "summary.json").read_text())["wer_relative_reduction"] is None
+    whisper_run.show(made.run)
+    assert "25.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channel", ["clean", "invert"])
+def test_a_channel_is_said_to_be_what_it_is(tmp_path, channel):
+    made = outcome(tmp_path, channel=channel)
+    whisper_run.leave(made, INSPECTION)
+    for text in (whisper_run.card(made), (made.run.folder / "report.html").read_text()):
+        assert ("simulated" in text.lower()) == (channel == "invert")
+
+
+def test_a_built_in_set_is_attributed(tmp_path):
+    text = whisper_run.card(outcome(tmp_path, data="prompts-en"))
+    assert BUILTIN["prompts-en"].licence in text and BUILTIN["prompts-en"].attribution in text
+    assert "Speech:" not in whisper_run.card(outcome(tmp_path / "own"))
