@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ, duration_s, read_audio
+from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, duration_s, read_audio
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
 from audiolora.speech.decode import log_mel
 from audiolora.speech.manifests import Utterance
+from audiolora.speech.torchaudio_extra import speed_perturb
 
 IGNORED = -100
 """The label that transformers leaves out of the loss."""
@@ -74,21 +75,31 @@ class WhisperCollator:
         processor: a ``WhisperProcessor`` whose tokenizer has its language and task set.
         context: how much audio the encoder sees.
         start_token: the decoder's first token, which the model puts before the labels by itself.
-        training: whether its batches are trained on; only then does a mixed context draw.
+        training: whether its batches are trained on; only then does a mixed context draw, and speed change.
+        speed: in training, a clip is played at 1 - speed, 1 or 1 + speed times its speed, as torch's generator draws.
     """
 
     processor: Any
     context: ContextPolicy
     start_token: int
     training: bool
+    speed: float = 0.0
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        durations_s = [len(item["audio"]) / SAMPLE_RATE_HZ for item in items]
-        frames = self.context.n_frames(durations_s, training=self.training)
-        features = [log_mel(self.processor, item["audio"], frames) for item in items]
+        audios = [self._at_some_speed(item["audio"]) for item in items]
+        frames = self.context.n_frames([len(audio) / SAMPLE_RATE_HZ for audio in audios], training=self.training)
+        features = [log_mel(self.processor, audio, frames) for audio in audios]
         tokens = [self._labels(item["text"]) for item in items]
         labels = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
         return {"input_features": torch.stack(features), "labels": labels}
+
+    def _at_some_speed(self, audio: np.ndarray) -> np.ndarray:
+        if not self.training or not self.speed:
+            return audio
+        factor = 1 + self.speed * (int(torch.randint(3, ())) - 1)
+        if factor == 1 or len(audio) / factor > MAX_DURATION_S * SAMPLE_RATE_HZ:  # slower, it would not fit the model
+            return audio
+        return speed_perturb(torch.from_numpy(audio), factor=factor, sample_rate_hz=SAMPLE_RATE_HZ).numpy()
 
     def _labels(self, text: str) -> torch.Tensor:
         ids = self.processor.tokenizer(text).input_ids

@@ -17,7 +17,10 @@ class TrainingSettings:
         learning_rate: peak; linear warm-up over ``warmup`` of the steps, then linear decay to zero.
         warmup: share of all steps, in [0, 1).
         patience: epochs without a lower development loss before training stops; 0 never stops early.
-        context: how much audio the encoder sees, as in `audiolora.speech.context`.
+        context: how much audio the encoder sees: auto, each batch's longest clip; full, 30 s; mix, one or the other.
+        spec_augment: mask stretches of time and of mel bands in training (SpecAugment, arXiv 1904.08779).
+        speed: play each training clip at 1 - speed, 1 or 1 + speed times its speed, drawn anew each time (Ko et al.,
+            Interspeech 2015); 0 leaves clips alone, 0.1 is usual. Needs the extra audiolora[torchaudio].
         workers: processes that read audio; 0 reads in the main one.
         seed: of the data order and of dropout.
 
@@ -32,6 +35,8 @@ class TrainingSettings:
     warmup: float = 0.1
     patience: int = 0
     context: ContextMode = "auto"
+    spec_augment: bool = False
+    speed: float = 0.0
     workers: int = 0
     seed: int = 0
 
@@ -47,4 +52,6 @@ class TrainingSettings:
             raise ValueError(f"patience and workers must not be negative, got {self.patience} and {self.workers}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
+        if not 0 <= self.speed < 1:
+            raise ValueError(f"speed is a share in [0, 1), got {self.speed}; try 0.1")
         ContextPolicy(self.context)  # it knows the modes

@@ -112,6 +112,22 @@ def require_working_torchaudio_or_none() -> TorchaudioStatus:
     return status
 
 
+def require_torchaudio(purpose: str) -> None:
+    """Stop where torchaudio is asked for and cannot be had.
+
+    Raises:
+        BrokenTorchaudioError: it is not installed, or cannot be imported; the message has the remedy.
+
+    Example:
+        >>> require_torchaudio("speed perturbation")  # doctest: +SKIP
+    """
+    if "torchaudio" not in sys.modules and not require_working_torchaudio_or_none().works:
+        raise BrokenTorchaudioError(
+            f'{purpose} needs torchaudio, which is not installed; pip install "audiolora[torchaudio]" beside a CUDA '
+            "build of torch (on Linux) or any torch (on macOS)"
+        )
+
+
 def speed_perturb(waveform: torch.Tensor, *, factor: float, sample_rate_hz: int) -> torch.Tensor:
     """Play waveforms faster or slower, pitch included, on the device they are on (Ko et al., Interspeech 2015).
 
@@ -139,11 +155,7 @@ def speed_perturb(waveform: torch.Tensor, *, factor: float, sample_rate_hz: int)
         raise ValueError(
             f"speed_perturb: waveform must be floating point, got {waveform.dtype}; divide by its full scale"
         )
-    if "torchaudio" not in sys.modules and not require_working_torchaudio_or_none().works:
-        raise BrokenTorchaudioError(
-            'speed_perturb: torchaudio is not installed; pip install "audiolora[torchaudio]" beside a CUDA build of '
-            "torch (on Linux) or any torch (on macOS)"
-        )
+    require_torchaudio("speed perturbation")
     import torchaudio.functional
 
     faster, _ = torchaudio.functional.speed(waveform, sample_rate_hz, factor)

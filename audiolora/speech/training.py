@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.torchaudio_extra import require_torchaudio
 
 
 class WhisperTrainer(Seq2SeqTrainer):
@@ -144,7 +146,10 @@ def train_whisper(
     Returns:
         The trainer's history: one dict a logged step (``step``, ``loss``, …) or evaluation (``eval_loss``).
     """
-    start = model.get_base_model().config.decoder_start_token_id
+    if settings.speed:
+        require_torchaudio("speed perturbation")
+    config = model.get_base_model().config
+    start = config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
     with this_process().main_process_first():
         checkpoint = last_whole_checkpoint(folder)
@@ -153,17 +158,30 @@ def train_whisper(
         args=_arguments(settings, _epochs(settings, checkpoint), folder),
         train_dataset=train,
         eval_dataset=dev,
-        data_collator=WhisperCollator(processor, policy, start, training=True),
+        data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
         eval_collator=WhisperCollator(processor, policy, start, training=False),
         callbacks=[_WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *_stopping(settings), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with _masking(config, settings.spec_augment):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(
             f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
             "tenth of it, and start the run anew"
         )
     return trainer.state.log_history
+
+
+@contextmanager
+def _masking(config: Any, on: bool) -> Iterator[None]:
+    """SpecAugment as transformers' Whisper does it, on the training device."""
+    wanted = {"apply_spec_augment": on, "mask_time_prob": 0.05, "mask_feature_prob": 0.05}
+    before = {name: getattr(config, name) for name in wanted}
+    config.update(wanted)
+    try:
+        yield
+    finally:
+        config.update(before)
 
 
 def _epochs(settings: TrainingSettings, checkpoint: Path | None) -> int:

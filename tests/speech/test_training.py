@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import random
@@ -17,20 +18,22 @@ from safetensors.torch import load_file
 from audiolora.speech.manifests import read_utterances
 from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.training import last_whole_checkpoint
+from audiolora.speech.training import WhisperTrainer, last_whole_checkpoint
 from tests.speech.tiny_training import MOMENTS, Job, final, fit, train, write_clips
 from tests.speech.tiny_whisper import tiny_whisper
+
+train_ = WhisperTrainer.train
 
 Spawn = Callable[[Job], int]
 
 STEPS = 3  # an epoch: of 10 clips 7 are trained on, 3 a step
-MIXED = TrainingSettings(epochs=2, batch_size=3, context="mix", learning_rate=3e-2)
+MIXED = TrainingSettings(epochs=2, batch_size=3, context="mix", learning_rate=3e-2, spec_augment=True)
 STOPPING = TrainingSettings(epochs=8, batch_size=3, learning_rate=0.1, patience=2)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Job:
-    """Dropout and a mix of contexts: all that draws at random while training."""
+    """Dropout, masks and a mix of contexts: what draws at random while training."""
     root = tmp_path_factory.mktemp("training")
     tiny_whisper(root / "whisper")
     return Job(root / "whisper", write_clips(root / "clips", 10), root / "mixed", MIXED, dropout=0.1)
@@ -225,6 +228,27 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mixed, tmp_path):
 def test_a_loss_that_is_never_finite_is_an_error(mixed, tmp_path):
     job = replace(mixed, folder=tmp_path / "run", settings=replace(MIXED, epochs=1, learning_rate=1e38), dropout=0.0)
     with pytest.raises(ValueError, match=r"development loss was not finite.*learning_rate 1e\+38"):
+        train(job)
+
+
+def test_masks_change_the_training_and_not_the_model(mixed, tmp_path, monkeypatch):
+    """SpecAugment is on while training alone: the model's settings are the user's again afterwards."""
+    clips = read_utterances(mixed.manifest)
+    settings = TrainingSettings(epochs=1, batch_size=3)
+    plain = fit(replace(mixed, folder=tmp_path / "plain", settings=settings, dropout=0.0), clips[3:], clips[:3])
+    trained = []
+    monkeypatch.setattr(WhisperTrainer, "train", lambda self, **kwargs: trained.append(self) or train_(self, **kwargs))
+    masked = replace(mixed, folder=tmp_path / "masked", settings=replace(settings, spec_augment=True), dropout=0.0)
+    assert fit(masked, clips[3:], clips[:3])[0]["loss"] != plain[0]["loss"]
+    config = trained[0].model.get_base_model().config
+    assert (config.apply_spec_augment, config.mask_feature_prob) == (False, 0.0)
+
+
+def test_speed_without_torchaudio_is_told_before_training(mixed, tmp_path):
+    if importlib.util.find_spec("torchaudio") is not None:
+        pytest.skip("torchaudio is installed here")
+    job = replace(mixed, folder=tmp_path / "run", settings=TrainingSettings(speed=0.1), dropout=0.0)
+    with pytest.raises(ValueError, match=r"speed perturbation needs torchaudio.*audiolora\[torchaudio\]"):
         train(job)
 
 
