@@ -73,7 +73,7 @@ TASKS = {
             "convolutions": {"conv": 68},
             "convolutions + attention": {"conv": 34, "attention": 4},
         },
-        (1e-3, 3e-3, 1e-2),
+        (1e-3, 3e-3),
         epochs=5,
         train_clips=240,
     ),
@@ -90,7 +90,7 @@ TASKS = {
         },
         (1e-3, 3e-3),
         epochs=3,
-        train_clips=200,
+        train_clips=160,
     ),
 }
 

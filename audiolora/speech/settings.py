@@ -29,7 +29,7 @@ class TrainingSettings:
     """
 
     epochs: int = 5
-    batch_size: int = 8
+    batch_size: int = 4
     gradient_accumulation: int = 1
     learning_rate: float = 3e-3
     warmup: float = 0.1
