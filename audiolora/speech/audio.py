@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ SAMPLE_RATE_HZ = 16_000
 """The rate every clip is brought to: what Whisper and wav2vec2 were trained on."""
 MAX_DURATION_S = 30.0
 """The longest clip Whisper's encoder takes at once."""
+
+
+_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_LENGTH_UNKNOWN = 0x7FFFF000  # programs that write a WAV into a pipe put the largest number there
 
 
 class AudioError(ValueError):
@@ -42,6 +47,7 @@ def read_audio(
     called = name or _name(source)
     with _open(source, called) as file:
         rate_hz = file.samplerate
+        _check_whole(file, called)
         _check_length(file, called, max_duration_s)
         try:
             frames = file.read(dtype="float32", always_2d=True)  # (n_frames, n_channels)
@@ -80,6 +86,16 @@ def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
 
 def _name(source: Path | str | bytes) -> str:
     return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _check_whole(file: soundfile.SoundFile, called: str) -> None:
+    """libsndfile reads a WAV that breaks off as a shorter clip, and says so in its log alone."""
+    cut = _CUT.search(file.extra_info)
+    if cut is None:
+        return
+    promised, there = int(cut[1]), int(cut[2])
+    if there < promised < _LENGTH_UNKNOWN:
+        raise AudioError(f"{called}: truncated, {there} of {promised} bytes of samples are there; fetch it again")
 
 
 def _check_length(file: soundfile.SoundFile, called: str, max_duration_s: float | None) -> None:

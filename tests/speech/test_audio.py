@@ -95,3 +95,19 @@ def test_duration_is_the_header_s(tmp_path):
     assert duration_s(path) == duration_s(path.read_bytes()) == 12345 / 8000
     with pytest.raises(AudioError, match="no such file"):
         duration_s(Path("gone.wav"))
+
+
+def test_a_wav_that_breaks_off_is_named(tmp_path: Path) -> None:
+    clip = tmp_path / "cut.wav"
+    clip.write_bytes(as_wav(np.zeros(16_000), subtype="PCM_16")[:10_044])
+    with pytest.raises(AudioError, match=r"cut\.wav: truncated, 10000 of 32000 bytes"):
+        read_audio(clip)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF])
+def test_a_wav_out_of_a_pipe_is_read(length: int) -> None:
+    """Its header does not know its length."""
+    whole = as_wav(np.full(16_000, 0.5), subtype="PCM_16")
+    at = whole.index(b"data") + 4
+    piped = whole[:at] + length.to_bytes(4, "little") + whole[at + 4 :]
+    np.testing.assert_array_equal(read_audio(piped), read_audio(whole))
