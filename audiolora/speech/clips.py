@@ -12,8 +12,8 @@ from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, duration_s, r
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
 from audiolora.speech.decode import log_mel
-from audiolora.speech.manifests import Utterance
 from audiolora.speech.torchaudio_extra import speed_perturb
+from audiolora.speech.utterance import Utterance
 
 IGNORED = -100
 """The label that transformers leaves out of the loss."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audiolora.speech.audio import MAX_DURATION_S, AudioError, read_audio
+from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.rows import DataError, Row, dataset_rows, folder_rows, manifest_rows
+from audiolora.speech.utterance import Utterance
 
 __all__ = ["DataError", "Utterance", "check_utterances", "read_utterances"]
 
@@ -22,41 +23,6 @@ TEXT_ALIASES = ("text", "transcript", "sentence", "transcription")
 _LISTED = 20  # problems an error spells out before it counts the rest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One clip and what is said in it.
-
-    Args:
-        id: unique in its set.
-        audio: path of the audio file, or the file's bytes.
-        text: the transcript.
-        where: where it was read, for errors: `train.jsonl row 12`.
-        speaker: who speaks, where the data says so.
-
-    >>> Utterance(id="a", audio=b"RIFF...", text="hello", where="train.jsonl row 1").speaker is None
-    True
-    """
-
-    id: str
-    audio: Path | bytes
-    text: str
-    where: str
-    speaker: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            raise DataError(f"{self.where}: the id is empty")
-        if not self.text.strip():
-            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row")
-        if any("\ud800" <= character <= "\udfff" for character in self.text):
-            raise DataError(
-                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8"
-            )
-        if isinstance(self.audio, Path) and not self.audio.is_file():
-            fault = "is a folder, not an audio file" if self.audio.is_dir() else "does not exist"
-            raise DataError(f"{self.where}: audio file {self.audio} {fault}")
 
 
 def read_utterances(data: str | Path, *, audio_column: str = "audio", text_column: str = "text") -> list[Utterance]:
@@ -81,8 +47,6 @@ def read_utterances(data: str | Path, *, audio_column: str = "audio", text_colum
     >>> read_utterances("train.jsonl")[0].where  # doctest: +SKIP
     'train.jsonl row 1'
     """
-    from audiolora.speech.prompts import BUILTIN  # prompts builds utterances, so it imports this module
-
     if str(data) in BUILTIN:
         return BUILTIN[str(data)].load()
     path = Path(data).expanduser()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from audiolora.speech.audio import duration_s
 from audiolora.speech.fetch import cache_dir, fetch_debian
-from audiolora.speech.manifests import Utterance
 from audiolora.speech.rows import DataError
+from audiolora.speech.utterance import Utterance
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIRECTIONS = re.compile(r"[\[(<].*?[\])>]")  # "[ascending tones]", "(not a prompt)"

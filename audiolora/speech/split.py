@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiolora.files import write_json
-from audiolora.speech.manifests import Utterance
 from audiolora.speech.rows import DataError
+from audiolora.speech.utterance import Utterance
 
 _PARTS = ("train", "dev", "test")
 _NOT_WORD = re.compile(r"[^\w]|_")
