@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from audiolora.files import replace_folder, write_json, write_text
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 INFO_FILE = "audiolora.json"
+
+
+class _Versioned(Protocol):
+    @property
+    def format(self) -> int: ...
+
+
+Description = TypeVar("Description", bound=_Versioned)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def save_adapter(model: PeftModel, folder: Path, info: AdapterInfo, card: str) -
     for config in model.peft_config.values():
         config.base_model_name_or_path = info.base_model
     model.save_pretrained(str(new), save_embedding_layers=False)  # no embedding is adapted; "auto" asks the hub
+    shutil.copymode(new / "adapter_config.json", new / "adapter_model.safetensors")  # safetensors makes it private
     write_json(new / INFO_FILE, asdict(info))
     write_text(new / "README.md", card)
     replace_folder(new, folder)
@@ -93,20 +102,28 @@ def adapter_folder(path: Path) -> Path:
     )
 
 
+def read_description(path: Path, kind: type[Description], called: str) -> Description:
+    """An ``audiolora.json`` as the dataclass it was written from.
+
+    Raises:
+        ValueError: it is not what this version writes.
+    """
+    try:
+        info = kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not {called}: {error}") from None
+    if info.format != FORMAT:
+        raise ValueError(f"{path}: format {info.format}, and this audiolora reads {FORMAT}; upgrade it")
+    return info
+
+
 def read_info(folder: Path) -> AdapterInfo:
     """An adapter's ``audiolora.json``.
 
     Raises:
         ValueError: it is not what this version writes.
     """
-    try:
-        raw = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-        info = AdapterInfo(**raw)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / INFO_FILE}: not an adapter description: {error}") from None
-    if info.format != FORMAT:
-        raise ValueError(f"{folder / INFO_FILE}: format {info.format}, and this audiolora reads {FORMAT}; upgrade it")
-    return info
+    return read_description(folder / INFO_FILE, AdapterInfo, "an adapter description")
 
 
 def load_adapted(

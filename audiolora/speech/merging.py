@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.speech.adapter import FORMAT, INFO_FILE, AdapterInfo, adapter_folder, load_adapted, read_info
+from audiolora.speech.adapter import (
+    FORMAT,
+    INFO_FILE,
+    AdapterInfo,
+    adapter_folder,
+    load_adapted,
+    read_description,
+    read_info,
+)
 from audiolora.speech.card import SOURCES
 
 if TYPE_CHECKING:
@@ -104,13 +112,7 @@ def read_merged(folder: Path) -> MergedInfo | None:
     path = folder / INFO_FILE
     if not path.is_file():
         return None
-    try:
-        info = MergedInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a merged model's description: {error}") from None
-    if info.format != FORMAT:
-        raise ValueError(f"{path}: format {info.format}, and this audiolora reads {FORMAT}; upgrade it")
-    return info
+    return read_description(path, MergedInfo, "a merged model's description")
 
 
 def merge_adapter(
