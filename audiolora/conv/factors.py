@@ -47,6 +47,11 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
     return delta.view(term.B.shape[0], *term.A.shape[1:]).to(dtype or term.A.dtype)
 
 
+def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
+    """W + ΔW (C_out, C_in/g, k) in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
+    return weight + lora_delta(term, weight.dtype)
+
+
 def channel_norm(weight: torch.Tensor) -> torch.Tensor:
     """‖W‖ (C_out,) of each output channel's kernel, in float32 or better."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).norm(dim=1)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from audiolora.conv.factors import LowRank, lora_delta
+from audiolora.conv.factors import LowRank, lora_weight
 from audiolora.conv.geometry import ConvGeometry
 
 
@@ -71,7 +71,7 @@ class FusedLowRankConv1d(torch.autograd.Function):
         scaling: float,
         geometry: ConvGeometry,
     ) -> torch.Tensor:
-        W_eff = (W + lora_delta(LowRank(A, B, scaling), W.dtype)).to(x.dtype)
+        W_eff = lora_weight(W, LowRank(A, B, scaling)).to(x.dtype)
         y = F.conv1d(
             x,
             W_eff,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from audiolora.conv.factors import LowRank, dora_scale, lora_delta
+from audiolora.conv.factors import LowRank, dora_scale, lora_weight
 from audiolora.conv.fused import fused_conv1d
 from audiolora.conv.geometry import resolve_padding
 
@@ -81,7 +81,7 @@ class FactoredWeight(torch.Tensor):
 
 def adapted_weight(base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:
     """W' (C_out, C_in/g, k) in W's dtype: LoRA, or DoRA where a magnitude is given."""
-    V = base + lora_delta(term, base.dtype)
+    V = lora_weight(base, term)
     if magnitude is None:
         return V
     return V * dora_scale(V, magnitude).to(V.dtype).view(-1, *[1] * (V.dim() - 1))
@@ -124,7 +124,7 @@ def _conv1d(
         else:
             scale = None
             if weight.magnitude is not None:
-                V = (weight.base + lora_delta(weight.term, weight.base.dtype)).detach()
+                V = lora_weight(weight.base, weight.term).detach()
                 scale = dora_scale(V, weight.magnitude)
             y = fused_conv1d(x, weight.base, bias, weight.term, geometry, scale)
     return y if input.dim() == 3 else y.squeeze(0)
@@ -144,6 +144,6 @@ def _conv1d_with_dropout(x: torch.Tensor, weight: FactoredWeight, bias: torch.Te
     low = (B @ z.view(n, g.groups, *z.shape[1:])).flatten(1, 2)
     y = F.conv1d(x, weight.base.to(x.dtype), None, g.stride, g.padding, g.dilation, g.groups) + low
     if weight.magnitude is not None:
-        V = (weight.base + lora_delta(term, weight.base.dtype)).detach()
+        V = lora_weight(weight.base, term).detach()
         y = y * dora_scale(V, weight.magnitude).to(y.dtype)[:, None]
     return y if bias is None else y + bias[:, None]

@@ -195,6 +195,15 @@ def test_because_peft_s_adapter_there_does_nothing(name: str) -> None:
     assert torch.equal(output(adapted), before)
 
 
+@pytest.mark.parametrize("name", ["conv1", "conv2"])
+def test_peft_alone_cannot_adapt_whisper_s_convolutions(name: str) -> None:
+    """What the README says of PEFT: Whisper reads the stride from the wrapper, which does not have it."""
+    audiolora.disable()
+    adapted = get_peft_model(FAMILIES["whisper"].make(), LoraConfig(r=2, target_modules=[name]))
+    with pytest.raises(AttributeError, match="stride"):
+        output(adapted)
+
+
 @pytest.mark.parametrize("name", ["encoder.layer_norm", "fc1"])
 def test_other_names_follow_the_rules_for_any_network(name: str) -> None:
     model = FAMILIES["hubert"].make()
