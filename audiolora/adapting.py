@@ -73,7 +73,8 @@ def adapt(
         method: ``"lora"`` (arXiv 2106.09685) or ``"dora"`` (arXiv 2402.09353).
         r: the rank, or a rank a target: ``{"conv": 32, "attention": 4}``.
         targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"`` (conv + attention), or a list of these and of
-            module names. On a network without a preset ``"conv"`` is every ``nn.Conv1d``.
+            module names. On a network without a preset ``"conv"`` is every ``nn.Conv1d`` and
+            ``nn.ConvTranspose1d``.
         alpha: the update is scaled by alpha / r (alpha / √r with ``use_rslora``); default 2·r everywhere.
         dropout: on the input of the low-rank path, in [0, 1).
         use_rslora: arXiv 2312.03732.

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from audiolora.conv.plan import training_overhead
+from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.lora import LoraConv1d
 
 
@@ -18,6 +19,7 @@ from audiolora.layers.lora import LoraConv1d
 class AdaptedModule:
     """One row: an adapted module and one of its adapters.
 
+    ``gradients`` is the way they take, ``"low-rank"``, or ``"dense"`` where r is not small against the channels;
     ``overhead`` is the extra work of a training step as a share of the frozen module's own (`conv.plan`).
     """
 
@@ -27,6 +29,7 @@ class AdaptedModule:
     method: str
     r: int
     parameters: int
+    gradients: str
     overhead: float
 
 
@@ -53,7 +56,7 @@ class Inspection:
                 row.method,
                 str(row.r),
                 f"{row.parameters:,}{times}",
-                f"{row.overhead:.1%}",
+                f"{row.overhead:.1%}" + (" dense" if row.gradients == Path.DENSE else ""),
             )
         return table
 
@@ -99,6 +102,11 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
     base = layer.get_base_layer()
     ours = isinstance(layer, LoraConv1d)
     shape = tuple((layer.base_tensor() if ours else base.weight).shape)
+    geometry = ConvGeometry()
+    if isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
+        transposed = isinstance(base, nn.ConvTranspose1d)
+        geometry = ConvGeometry(base.stride[0], 0, base.dilation[0], base.groups, transposed)
+    path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
     return AdaptedModule(
@@ -108,7 +116,8 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
         method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
         r=layer.r[adapter],
         parameters=sum(parameter.numel() for parameter in parameters),
-        overhead=training_overhead(shape, layer.r[adapter], getattr(base, "groups", 1)),
+        gradients=path.value,
+        overhead=training_overhead(shape, layer.r[adapter], geometry, path),
     )
 
 
@@ -124,7 +133,7 @@ def _geometry(base: nn.Module, shape: tuple[int, ...]) -> str:
     """``80→384 k3 s2``: channels, kernel, and whatever is not the default."""
     if isinstance(base, nn.Embedding):
         return f"{shape[0]}→{shape[1]}"
-    if not isinstance(base, nn.Conv1d):
+    if not isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
         return f"{shape[1]}→{shape[0]}"
     parts = [f"{base.in_channels}→{base.out_channels}", f"k{base.kernel_size[0]}"]
     settings = (("s", base.stride[0]), ("d", base.dilation[0]), ("g", base.groups))

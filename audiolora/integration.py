@@ -21,7 +21,7 @@ def _dispatch(
     target: nn.Module, adapter_name: str, config: Any, parameter_name: str | None = None, **kwargs: Any
 ) -> Any:
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target  # type: ignore[operator]
-    if parameter_name is None and isinstance(base, nn.Conv1d):
+    if parameter_name is None and isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
         return LoraConv1d(target, adapter_name, config=config, **kwargs)
     if ".parametrizations." in kwargs.get("target_name", ""):
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer

@@ -21,11 +21,11 @@ class Tiny(nn.Module):
         self.encoder = nn.ModuleDict({"conv1": nn.Conv1d(4, 6, 3, padding=1), "conv2": nn.Conv1d(6, 6, 3, groups=2)})
         self.norm = nn.LayerNorm(6)
         self.q_proj, self.v_proj = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.up = nn.ConvTranspose1d(6, 4, 2)
+        self.up = nn.ConvTranspose2d(6, 4, (1, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.encoder["conv2"](torch.relu(self.encoder["conv1"](x))).mT
-        return self.up((self.q_proj(self.norm(h)) * self.v_proj(h)).mT)
+        return self.up((self.q_proj(self.norm(h)) * self.v_proj(h)).mT.unsqueeze(2)).squeeze(2)
 
 
 def tiny() -> Tiny:
@@ -128,8 +128,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"targets": []}, r"targets is empty; name a group such as 'conv'"),
     ({"targets": "fc9"}, r"\['fc9'\] match no module of Tiny.*conv1, conv2, q_proj, v_proj"),
     ({"targets": ["conv", "fc9"]}, r"\['fc9'\] match no module of Tiny"),
-    ({"targets": "norm"}, "norm: no adapter fits a LayerNorm; targets may be Conv1d, Linear"),
-    ({"targets": ["conv1", "up"]}, "up: no adapter fits a ConvTranspose1d; targets may be Conv1d"),
+    ({"targets": "norm"}, "norm: no adapter fits a LayerNorm; targets may be Conv1d, ConvTranspose1d, Linear"),
+    ({"targets": ["conv1", "up"]}, "up: no adapter fits a ConvTranspose2d; targets may be Conv1d"),
     ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0; try dropout=0.05"),
     ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
 ]

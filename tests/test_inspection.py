@@ -37,12 +37,12 @@ def test_rows_by_hand() -> None:
     front = rows["front"]
     assert (front.kind, front.geometry, front.method, front.r) == ("Conv1d", "3→8 k7 s2 circular", "LoRA", 4)
     assert front.parameters == 4 * 3 * 7 + 8 * 4
-    assert front.overhead == pytest.approx(4 * (3 * 7 + 8) / (8 * 3 * 7))
+    assert (front.gradients, front.overhead) == ("dense", 0.5), "r = 4 is not small against 8 channels"
 
     local = rows["blocks.1.local"]
     assert (local.geometry, local.r) == ("8→8 k5 d2 g2", 2)
     assert local.parameters == 2 * 4 * 5 + 8 * 2, "A is shared by the groups"
-    assert local.overhead == pytest.approx(2 * (2 * 4 * 5 + 8) / (8 * 4 * 5))
+    assert (local.gradients, local.overhead) == ("dense", 0.5)
 
     q_proj = rows["blocks.0.q_proj"]
     assert (q_proj.kind, q_proj.geometry, q_proj.method) == ("Linear", "8→12", "LoRA (PEFT)")
@@ -51,6 +51,15 @@ def test_rows_by_hand() -> None:
     adapters = 116 + 2 * 56 + 2 * 60
     frozen = (8 * 3 * 7 + 8) + 2 * (8 * 4 * 5 + 8 + 8 * 12 + 12)
     assert (found.trainable_parameters, found.total_parameters) == (adapters, adapters + frozen)
+
+
+def test_extra_work_by_hand() -> None:
+    net = nn.ModuleDict({"conv": nn.Conv1d(32, 64, 5, stride=2, groups=2), "up": nn.ConvTranspose1d(64, 32, 8, 4)})
+    conv, up = audiolora.inspect(audiolora.adapt(net, r=1, targets=["conv", "up"])).rows
+    assert (conv.gradients, up.gradients) == ("low-rank", "low-rank")
+    assert conv.overhead == pytest.approx((2 * 32 * 5 + 64) / (64 * 16 * 5)), "over both inputs of a stride"
+    assert (up.geometry, up.parameters) == ("64→32 k8 s4", 64 * 8 + 32)
+    assert up.overhead == pytest.approx((64 * 8 + 4 * 32) / (64 * 32 * 8))
 
 
 def test_dora_counts_its_magnitude_and_weight_norm_keeps_its_class() -> None:

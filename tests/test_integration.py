@@ -73,7 +73,7 @@ def test_other_layers_are_peft_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "module, name", [(nn.ConvTranspose1d(2, 2, 3), "ConvTranspose1d"), (nn.LayerNorm(2), "LayerNorm")]
+    "module, name", [(nn.ConvTranspose2d(2, 2, 3), "ConvTranspose2d"), (nn.LayerNorm(2), "LayerNorm")]
 )
 def test_what_peft_refuses_is_refused_by_name(module: nn.Module, name: str) -> None:
     model = nn.ModuleDict({"target": module})

@@ -90,7 +90,7 @@ class FusedLowRankConv1d(torch.autograd.Function):
                 dx = input_gradient(x, W_eff, dy, geometry)
         dA = gradients.A.to(A.dtype) if need_A else None
         dB = gradients.B.to(B.dtype) if need_B else None
-        if need_m:
+        if magnitude is not None and need_m:
             dm = (gradients.c * inverse).to(magnitude.dtype).view_as(magnitude)
         return dx, None, dbias, dA, dB, dm, None, None, None
 

@@ -60,8 +60,8 @@ def _eager_cpu(x: torch.Tensor) -> bool:
     )
 
 
-def _is_pointwise(W: torch.Tensor, geometry: ConvGeometry) -> bool:
-    return W.shape[2] == 1 and geometry == ConvGeometry()
+def _is_pointwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    return W.shape[2] == 1 and geometry == ConvGeometry() and _onednn_product(x, W)
 
 
 def _is_long(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
@@ -85,7 +85,7 @@ def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geomet
         >>> convolve(torch.ones(1, 2, 5), torch.ones(3, 2, 2), None, ConvGeometry()).shape
         torch.Size([1, 3, 4])
     """
-    if _is_pointwise(W, geometry) and _onednn_product(x, W):
+    if _is_pointwise(x, W, geometry):
         y = rows_times(W[:, :, 0], x)
         return y if bias is None else y.add_(bias[:, None])
     if _is_depthwise(x, W, geometry) and W.shape[2] > TAPS:
@@ -97,7 +97,7 @@ def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geomet
 
 def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     """∂x (N, C_in, L) from ∂y (N, C_out, L_out); of x only the shape counts."""
-    if _is_pointwise(W, geometry) and _onednn_product(dy, W):
+    if _is_pointwise(dy, W, geometry):
         return rows_times(W[:, :, 0].mT, dy)
     if _is_long(x, W, geometry):
         return _input_gradient_long(x, W, dy, geometry)
@@ -107,7 +107,7 @@ def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry:
 def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     """The dense ∂W, of W's shape; of W only the shape counts."""
     only_W = [False, True, False]
-    if _has_few_inputs(W, geometry) and _eager_cpu(x):
+    if _has_few_inputs(x, W, geometry):
         return _weight_gradient_of_few_inputs(x, W, dy, geometry)
     if _is_depthwise(x, W, geometry):
         columns = dy[..., None], x[..., None], W[..., None]
@@ -121,9 +121,10 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), only_W)[1]
 
 
-def _has_few_inputs(W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def _has_few_inputs(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Then every shifted view of x together is small against y."""
-    return geometry.groups == 1 and not geometry.transposed and 4 * W.shape[1] * W.shape[2] <= W.shape[0]
+    ordinary = geometry.groups == 1 and not geometry.transposed
+    return ordinary and 4 * W.shape[1] * W.shape[2] <= W.shape[0] and _eager_cpu(x)
 
 
 def _weight_gradient_of_few_inputs(

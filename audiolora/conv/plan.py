@@ -22,13 +22,24 @@ class Path(StrEnum):
     DENSE = "dense"
 
 
-def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> Path:
-    """The cheaper way, by its multiply-adds a position of the convolution's short side.
+def low_rank_cost(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> int:
+    """Multiply-adds of the four products a position of the convolution's short side.
+
+    z and ∂A go over every input (C_in · k rows of the kernel), ∂z and ∂B over every output (C_out).
 
     Args:
-        weight_shape: (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed.
+        weight_shape: (C_out, C_in/g, k), (C_in, C_out/g, k) if transposed, or a Linear's (out, in).
         r: the rank.
-        geometry: of the convolution.
+        geometry: of the convolution; `ConvGeometry()` for a Linear.
+    """
+    g, k = geometry.groups, prod(weight_shape[2:])
+    if geometry.transposed:  # its output is `stride` times as long as its input
+        return 2 * r * (weight_shape[0] * k + weight_shape[1] * g * geometry.stride)
+    return 2 * r * (weight_shape[1] * g * k * geometry.stride + weight_shape[0])
+
+
+def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> Path:
+    """The cheaper way; arguments as in `low_rank_cost`.
 
     Example:
         >>> gradient_path((384, 384, 3), 8, ConvGeometry(stride=2, padding=1)).value  # Whisper-tiny's conv2
@@ -36,31 +47,19 @@ def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -
         >>> gradient_path((256, 1, 31), 8, ConvGeometry(padding=15, groups=256)).value  # depthwise, in a Conformer
         'dense'
     """
-    k, g = weight_shape[2], geometry.groups
-    if geometry.transposed:
-        # Products with A over the input, with B over the output, which is `stride` times as long.
-        low_rank = 2 * r * (weight_shape[0] * k + weight_shape[1] * g * geometry.stride)
-    else:
-        low_rank = 2 * r * (weight_shape[1] * g * k * geometry.stride + weight_shape[0])
-    return Path.LOW_RANK if low_rank < prod(weight_shape) / DENSE_SPEED else Path.DENSE
+    low_rank = low_rank_cost(weight_shape, r, geometry)
+    return Path.LOW_RANK if low_rank * DENSE_SPEED < prod(weight_shape) else Path.DENSE
 
 
-def training_overhead(weight_shape: Sequence[int], r: int, groups: int = 1) -> float:
-    """Extra multiply-adds of a fused training step as a share of the frozen layer's forward and input gradient.
+def training_overhead(weight_shape: Sequence[int], r: int, geometry: ConvGeometry, path: Path) -> float:
+    """Extra multiply-adds of a training step as a share of the frozen layer's forward and input gradient.
 
-    A frozen layer does 2 · C_out · (C_in/g) · k a position. The factors add four products (z, ∂B, ∂z, ∂A), the first
-    and the last once a group: 2 · g · r · (C_in/g) · k + 2 · r · C_out. A Linear is k = 1.
-
-    Args:
-        weight_shape: (C_out, C_in/g, k) or, for a Linear, (out, in).
-        r: the rank.
-        groups: g.
+    A frozen layer does 2 · C_out · (C_in/g) · k a position; the dense ∂W is half of that. Arguments as in
+    `low_rank_cost`.
 
     Example:
-        >>> round(training_overhead((384, 384, 3), r=8), 3)  # Whisper-tiny's conv2
-        0.028
+        >>> round(training_overhead((384, 80, 3), 8, ConvGeometry(), Path.LOW_RANK), 3)  # Whisper-tiny's conv1
+        0.054
     """
-    out_channels, in_times_k = weight_shape[0], 1
-    for size in weight_shape[1:]:
-        in_times_k *= size
-    return r * (groups * in_times_k + out_channels) / (out_channels * in_times_k)
+    dense = prod(weight_shape)
+    return (low_rank_cost(weight_shape, r, geometry) if path is Path.LOW_RANK else dense) / (2 * dense)

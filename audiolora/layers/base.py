@@ -8,7 +8,7 @@ subclass and drifts.
 A method derives from `WeightSpaceLayer` and says what its map is: `adapt_weight` and, if it has one, `adapt_bias`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from torch.nn.utils import parametrize
 
+from audiolora.conv.batched import Adapter, BatchedWeight, PerSampleWeightError
+from audiolora.layers.cache import WeightCache
 from audiolora.layers.weight_norm import modernise_weight_norm, parametrizations_of, restore_old_weight_norm
 
 
@@ -52,6 +54,18 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         """The bias with these adapters on; the same unless the method says otherwise."""
         return bias
 
+    def factors_of(self, adapter: str) -> list[torch.Tensor]:
+        """The tensors that this adapter's weight is a function of, beside the base."""
+        raise NotImplementedError
+
+    def settings_of(self, adapter: str) -> Hashable:
+        """Whatever else it is a function of."""
+        raise NotImplementedError
+
+    def batched_adapter(self, adapter: str) -> Adapter | None:
+        """This adapter as one of many in a batch; None if the method has no such form."""
+        return None
+
     def attach(self) -> None:
         """Put the map onto the base's weight.
 
@@ -62,6 +76,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         self._originals = {}
         self._only: tuple[str, ...] | None = None
+        self._samples: tuple[list[Adapter | None], list[int]] | None = None
+        self._cache = WeightCache()
         self._order = list(base._parameters)
         self._old_weight_norm = modernise_weight_norm(base)
         if base._parameters.get("weight") is None and not parametrize.is_parametrized(base, "weight"):
@@ -102,14 +118,31 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         for name in filter(base._parameters.__contains__, self._order):  # optimisers know parameters by their order
             base._parameters[name] = base._parameters.pop(name)
         self._originals = {}
+        self._cache.clear()
         return base
 
     def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What the base's tensor ``name`` is right now: adapted, or as it stands if disabled or merged."""
+        if self._samples is not None:
+            return BatchedWeight.make(tensor, *self._samples) if name == "weight" else tensor
         adapters = self._on()
         if not adapters:
             return tensor
-        return self.adapt_weight(tensor, adapters) if name == "weight" else self.adapt_bias(tensor, adapters)
+        if name == "bias":
+            return self.adapt_bias(tensor, adapters)
+        factors = [factor for adapter in adapters for factor in self.factors_of(adapter)]
+        settings = tuple((adapter, self.settings_of(adapter)) for adapter in adapters)
+        return self._cache.get(factors, self._base_of(tensor), settings, lambda: self.adapt_weight(tensor, adapters))
+
+    def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What the base's weight is made of: itself, or what weight norm makes it from."""
+        chain = parametrizations_of(self.get_base_layer(), "weight")
+        return [tensor] if len(chain) == 1 else [*chain.parameters(), *chain.buffers()]
+
+    def train(self, mode: bool = True) -> "WeightSpaceLayer":
+        """As in torch; training gives the memory of the weight kept for inference back."""
+        self._cache.clear()
+        return super().train(mode)
 
     def _on(self) -> list[str]:
         if self.disable_adapters or self.merged or self._only == ():
@@ -141,21 +174,42 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     def _mixed_batch(self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> torch.Tensor:
         """Each sample through the adapter that its name says (``"__base__"``: none)."""
+        if x.dim() < 3:
+            raise ValueError(f"adapter_names need a batch, and this input of shape {tuple(x.shape)} has none")
         if len(adapter_names) != len(x):
             raise ValueError(
                 f"adapter_names must name one adapter a sample: {len(adapter_names)} names, {len(x)} samples"
             )
         if self.merged:
             raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")
+        known = self._get_available_adapters()
+        names = [name if name in known else "__base__" for name in adapter_names]  # one adapted elsewhere in the model
+        unique = list(dict.fromkeys(names))
+        adapters = {name: self.batched_adapter(name) for name in unique if name != "__base__"}
+        if adapters and None not in adapters.values():
+            try:
+                with self._with_samples([adapters.get(name) for name in unique], [unique.index(n) for n in names]):
+                    return self.base_layer(x, *args, **kwargs)
+            except PerSampleWeightError:
+                pass  # a forward that derives its weight, or folds the batch: one pass for each adapter
         result: torch.Tensor | None = None
-        for name in dict.fromkeys(adapter_names):
-            rows = torch.tensor([i for i, each in enumerate(adapter_names) if each == name], device=x.device)
+        for name in unique:
+            rows = torch.tensor([i for i, each in enumerate(names) if each == name], device=x.device)
             with self._with_only(() if name == "__base__" else (name,)):
                 part = self.base_layer(x[rows], *args, **kwargs)
             result = part.new_empty(len(x), *part.shape[1:]) if result is None else result
             result = result.index_copy(0, rows, part)
         assert result is not None, "a batch has at least one sample"
         return result
+
+    @contextmanager
+    def _with_samples(self, adapters: list[Adapter | None], which: list[int]) -> Iterator[None]:
+        """The base with a weight for each sample."""
+        self._samples = (adapters, which)
+        try:
+            yield
+        finally:
+            self._samples = None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write W' into the base; the base's own tensors are kept, so that `unmerge` restores them bit for bit.

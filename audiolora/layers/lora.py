@@ -1,4 +1,4 @@
-"""LoRA and DoRA on nn.Conv1d: the layer that PEFT injects for ``LoraConfig``.
+"""LoRA and DoRA on nn.Conv1d and nn.ConvTranspose1d: the layer that PEFT injects for ``LoraConfig``.
 
 Equations and papers: `audiolora.conv.factors`. The parameters keep PEFT's names and, for groups = 1, its shapes:
 ``lora_A.weight (r, C_in, k)``, ``lora_B.weight (C_out, r, 1)``, ``lora_magnitude_vector.weight (1, C_out, 1)``; drawn
@@ -6,10 +6,13 @@ in PEFT's order too, so the same seed gives the same start. Where we differ from
 
 - groups: A is (r, C_in/g, k), shared by the groups, instead of r tied to g and no merge;
 - DoRA's norm is of W + ΔW as a kernel, right for groups too;
+- transposed convolutions, which PEFT refuses: the same factors, A over the inputs of a group and B over the outputs;
 - ``lora_bias`` is a map on the base's bias, so that it follows a forward that transposes its output.
 """
 
 import math
+import warnings
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -17,7 +20,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from audiolora.conv.factors import LowRank, adapted_weight, channel_norm
+from audiolora.conv.batched import Adapter
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined
 from audiolora.conv.weight import FactoredWeight
 from audiolora.layers.base import WeightSpaceLayer
 
@@ -36,7 +40,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     """A convolution with LoRA or DoRA as a map on its weight.
 
     Args:
-        base_layer: an ``nn.Conv1d`` or a subclass, whatever its constructor and its forward.
+        base_layer: an ``nn.Conv1d`` or ``nn.ConvTranspose1d`` or a subclass, whatever its constructor and its forward.
         adapter_name: PEFT's name for the first adapter.
         config: PEFT's ``LoraConfig``.
         r, lora_alpha: rank and alpha of this module, after ``rank_pattern`` and ``alpha_pattern``.
@@ -55,7 +59,11 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         **kwargs: Any,
     ) -> None:
         nn.Module.__init__(self)
-        LoraLayer.__init__(self, base_layer)
+        with warnings.catch_warnings():
+            # PEFT does not know transposed convolutions' sizes; it does after the next line.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
+            LoraLayer.__init__(self, base_layer)
+        self.in_features, self.out_features = self.get_base_layer().in_channels, self.get_base_layer().out_channels
         self._active_adapter = adapter_name
         try:
             self.attach()
@@ -74,7 +82,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
-        out_channels, in_per_group, kernel = self.get_base_layer().weight.shape
+        base = self.get_base_layer()
+        out_channels, in_per_group, kernel = base.out_channels, base.in_channels // base.groups, base.weight.shape[2]
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
@@ -92,14 +101,17 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         """‖W + ΔW‖ (C_out,), so that c = 1 and the adapted layer starts as the base; empty on ``meta``."""
         A, W = self.lora_A[adapter_name].weight, self.get_base_layer().weight
         if A.is_meta:
-            return torch.empty(W.shape[0], device="meta", dtype=A.dtype)
+            return torch.empty(self.out_features, device="meta", dtype=A.dtype)
         with torch.no_grad():
-            return channel_norm(adapted_weight(W, self.term(adapter_name))).to(A.dtype)
+            term = self.term(adapter_name)
+            return channel_norm(adapted_weight(W, term), term.transposed_groups).to(A.dtype)
 
     def term(self, adapter_name: str) -> LowRank:
         """The adapter's low-rank term."""
         A, B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
-        return LowRank(A, B.flatten(1), self.scaling[adapter_name])
+        base = self.get_base_layer()
+        groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
+        return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """W' - W (C_out, C_in/g, k) of this adapter alone; PEFT's name."""
@@ -109,36 +121,58 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     def _magnitude(self, adapter: str) -> torch.Tensor | None:
         return self.lora_magnitude_vector[adapter].weight if self.use_dora[adapter] else None
 
+    def factors_of(self, adapter: str) -> list[torch.Tensor]:
+        magnitude = self._magnitude(adapter)
+        factors = [self.lora_A[adapter].weight, self.lora_B[adapter].weight]
+        return factors if magnitude is None else [*factors, magnitude]
+
+    def settings_of(self, adapter: str) -> Hashable:
+        return self.scaling[adapter], self._dropout_p(adapter)
+
+    def batched_adapter(self, adapter: str) -> Adapter | None:
+        if self._dropout_p(adapter):
+            return None
+        bias = self.lora_B[adapter].bias * self.scaling[adapter] if self.lora_bias[adapter] else None
+        return Adapter(self.term(adapter), self._magnitude(adapter), bias)
+
     def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
-        """W' with these adapters, one map after the other; factored where one alone is being trained."""
-        if len(adapters) == 1 and self._worth_factoring(weight, adapters[0]):
-            (name,) = adapters
-            return FactoredWeight.make(weight, self.term(name), self._magnitude(name), self._dropout_p(name))
+        """W' with these adapters, one map after the other; factored where it is being trained."""
+        if len(adapters) > 1 and any(self._dropout_p(name) for name in adapters):
+            name = next(name for name in adapters if self._dropout_p(name))
+            raise ValueError(
+                f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one; "
+                f"active now: {adapters}"
+            )
+        # Several LoRA terms add up to one; of DoRA's maps the second takes the first's result.
+        one_map = len(adapters) == 1 or not any(self.use_dora[name] for name in adapters)
+        if one_map and self._worth_factoring(weight, adapters):
+            term = combined([self.term(name) for name in adapters])
+            return FactoredWeight.make(weight, term, self._magnitude(adapters[0]), self._dropout_p(adapters[0]))
         for name in adapters:
-            if self._dropout_p(name):
-                raise ValueError(
-                    f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one, and "
-                    f"no torch.export in training mode; active now: {adapters}"
-                )
             weight = adapted_weight(weight, self.term(name), self._magnitude(name))
         return weight
 
-    def _worth_factoring(self, weight: torch.Tensor, name: str) -> bool:
+    def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
         """Under a gradient for the factors with the base frozen; torch.export wants plain operators.
 
         Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
         while PEFT reads the weight's device.
+
+        Raises:
+            ValueError: dropout under torch.export.
         """
         if torch.compiler.is_exporting():
+            if self._dropout_p(adapters[0]):
+                raise ValueError(
+                    f"lora_dropout={self._dropout_p(adapters[0])} on adapter {adapters[0]!r} has no form for "
+                    "torch.export in training mode; call eval() first"
+                )
             return False
-        if self._dropout_p(name) or self.lora_A[name].weight.is_meta != weight.is_meta:
+        factors = [factor for name in adapters for factor in self.factors_of(name)]
+        if self._dropout_p(adapters[0]) or any(factor.is_meta != weight.is_meta for factor in factors):
             return True
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters_of(name))
+        trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
         return trained and not weight.requires_grad
-
-    def _parameters_of(self, name: str) -> list[torch.Tensor]:
-        magnitude = self._magnitude(name)
-        return [self.lora_A[name].weight, self.lora_B[name].weight, *([] if magnitude is None else [magnitude])]
 
     def _dropout_p(self, name: str) -> float:
         dropout = self.lora_dropout[name]

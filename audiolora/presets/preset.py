@@ -12,8 +12,11 @@ from torch import nn
 GROUPS = ("conv", "attention", "ffn")
 """Names for kinds of modules that a preset knows; ``"both"`` is conv + attention."""
 
-ADAPTABLE = (nn.Conv1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d)
-"""What can be adapted: nn.Conv1d by audiolora's layers, the others by PEFT's."""
+CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
+"""What audiolora's own layers adapt."""
+
+ADAPTABLE = (*CONVOLUTIONS, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d)
+"""What can be adapted at all: the others by PEFT's layers."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
     if preset is not None and target in preset.groups:
         return [name for suffix in preset.groups[target] for name in matching(model, suffix)]
     if preset is None and target == "conv":
-        return [name for name, module in modules_of(model).items() if isinstance(module, nn.Conv1d)]
+        return [name for name, module in modules_of(model).items() if isinstance(module, CONVOLUTIONS)]
     if preset is None and target == "attention":
         return [name for suffix in ("q_proj", "v_proj") for name in matching(model, suffix)]
     return matching(model, target)

@@ -71,12 +71,19 @@ class Gained(nn.Conv1d):
         return gain * super().forward(input)
 
 
+class ChoppedTransposed(nn.ConvTranspose1d):
+    """A causal decoder's: cuts what the kernel reaches beyond, on the right."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input)[..., : -(self.kernel_size[0] - self.stride[0])]
+
+
 def standardised(W: torch.Tensor) -> torch.Tensor:
     flat = W.flatten(1)
     return ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)).view_as(W)
 
 
-def weight_norm(conv: nn.Conv1d, dim: int = 0) -> nn.Conv1d:
+def weight_norm(conv: Any, dim: int = 0) -> Any:
     """As a parametrization, and as after training: ‖v‖ is not g, as it is at the start."""
     parametrizations.weight_norm(conv, dim=dim)
     with torch.no_grad():
@@ -84,7 +91,7 @@ def weight_norm(conv: nn.Conv1d, dim: int = 0) -> nn.Conv1d:
     return conv
 
 
-def old_weight_norm(conv: nn.Conv1d, dim: int = 0) -> nn.Conv1d:
+def old_weight_norm(conv: Any, dim: int = 0) -> Any:
     """The hook of torch before 2.0, which many vocoders still carry."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -108,7 +115,7 @@ class Convolution:
     """
 
     name: str
-    build: Callable[[], nn.Conv1d]
+    build: Callable[[], nn.Conv1d | nn.ConvTranspose1d]
     reference: Reference
     shape: tuple[int, ...] = (2, C_IN, LENGTH)
     r: int = 3
@@ -122,6 +129,23 @@ class Convolution:
 
     def input(self, seed: int = 1) -> torch.Tensor:
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    @property
+    def transposed_groups(self) -> int | None:
+        """g if the weight is stored (C_in, C_out/g, k)."""
+        conv = self.build()
+        return conv.groups if isinstance(conv, nn.ConvTranspose1d) else None
+
+    @property
+    def in_per_group(self) -> int:
+        conv = self.build()
+        return conv.in_channels // conv.groups
+
+    def stored(self, kernel: torch.Tensor) -> torch.Tensor:
+        """A kernel (C_out, C_in/g, k) as this convolution stores it."""
+        if self.transposed_groups is None:
+            return kernel
+        return torch.cat([group.transpose(0, 1) for group in kernel.chunk(self.transposed_groups)])
 
     @property
     def batched(self) -> bool:
@@ -154,6 +178,10 @@ def conv(**settings: Any) -> Reference:
     return lambda x, W, b: F.conv1d(x, W, b, **settings)
 
 
+def transposed(**settings: Any) -> Reference:
+    return lambda x, W, b: F.conv_transpose1d(x, W, b, **settings)
+
+
 def padded(left: int, right: int, mode: str = "constant", **settings: Any) -> Reference:
     return lambda x, W, b: F.conv1d(F.pad(x, (left, right), mode=mode), W, b, **settings)
 
@@ -162,7 +190,7 @@ def _row(name: str, reference: Reference, *arguments: Any, wrap: Any = None, cls
     kept = {key: more.pop(key) for key in ("shape", "r", "arguments") if key in more}
     sizes = arguments if len(arguments) > 1 else (C_IN, C_OUT, *arguments)
 
-    def build() -> nn.Conv1d:
+    def build() -> Any:
         module = cls(*sizes, **more)
         return module if wrap is None else wrap(module)
 
@@ -217,6 +245,55 @@ CONVOLUTIONS: tuple[Convolution, ...] = (
         3,
         padding=1,
         cls=WeightStandardised,
+    ),
+    _row(
+        "transposed",
+        transposed(stride=2, padding=1, output_padding=1),
+        *(4,),
+        cls=nn.ConvTranspose1d,
+        stride=2,
+        padding=1,
+        output_padding=1,
+    ),
+    _row(
+        "transposed, groups 2, dilation 2",
+        transposed(stride=3, groups=2, dilation=2, padding=2, output_padding=2),
+        *(3,),
+        cls=nn.ConvTranspose1d,
+        **{"stride": 3, "groups": 2, "dilation": 2, "padding": 2, "output_padding": 2},
+    ),
+    _row(
+        "transposed depthwise",
+        transposed(stride=2, groups=C_IN),
+        *(C_IN, C_IN, 4),
+        cls=nn.ConvTranspose1d,
+        stride=2,
+        groups=C_IN,
+        shape=(C_IN, LENGTH),
+    ),
+    _row(
+        "transposed, weight_norm",
+        transposed(stride=4, padding=2),
+        *(8,),
+        cls=nn.ConvTranspose1d,
+        stride=4,
+        padding=2,
+        wrap=weight_norm,
+    ),
+    _row(
+        "transposed, old weight_norm dim 1",
+        transposed(stride=2),
+        *(4,),
+        cls=nn.ConvTranspose1d,
+        stride=2,
+        wrap=lambda module: old_weight_norm(module, dim=1),
+    ),
+    _row(
+        "transposed, causal subclass",
+        lambda x, W, b: F.conv_transpose1d(x, W, b, stride=2)[..., :-2],
+        *(4,),
+        cls=ChoppedTransposed,
+        stride=2,
     ),
     _row("extra argument", lambda x, W, b: 0.5 * F.conv1d(x, W, b), 3, cls=Gained, arguments={"gain": 0.5}),
 )

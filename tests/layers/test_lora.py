@@ -60,19 +60,25 @@ def factors_of(model: PeftModel, adapter: str = "default") -> dict[str, torch.Te
     }
 
 
-def dense(W: torch.Tensor, b: Any, factors: dict[str, torch.Tensor], r: int, method: str) -> tuple[torch.Tensor, Any]:
+def dense(
+    row: Convolution, W: torch.Tensor, b: Any, factors: dict[str, torch.Tensor], method: str
+) -> tuple[torch.Tensor, Any]:
     """W' and b' by the papers' formulas: LoRA (1), rsLoRA's scaling, DoRA (5) with its norm a constant."""
-    s = ALPHA / (r**0.5 if method == "rslora" else r)
-    W = W + s * torch.einsum("or,rck->ock", factors["B"][:, :, 0], factors["A"])
+    s = ALPHA / (row.r**0.5 if method == "rslora" else row.r)
+    W = W + row.stored(s * torch.einsum("or,rck->ock", factors["B"][:, :, 0], factors["A"]))
     if "m" in factors:
-        norm = W.detach().square().sum((1, 2), keepdim=True).sqrt()
-        W = factors["m"].view(-1, 1, 1) * W / norm
+        squares = W.detach().square()
+        if row.transposed_groups is None:
+            norm = squares.sum((1, 2)).sqrt()
+        else:  # over the inputs of each group, stored one after the other
+            norm = torch.cat([group.sum((0, 2)) for group in squares.chunk(row.transposed_groups)]).sqrt()
+        W = W * row.stored((factors["m"].flatten() / norm)[:, None, None].expand(-1, row.in_per_group, 1))
     return W, b + s * factors["b"] if "b" in factors else b
 
 
 def reference(row: Convolution, x: torch.Tensor, factors: dict[str, torch.Tensor], method: str) -> torch.Tensor:
     conv = row.model().conv
-    W, b = dense(base_weight(conv), conv.bias, factors, row.r, method)
+    W, b = dense(row, base_weight(conv), conv.bias, factors, method)
     return F.leaky_relu(row.reference(x, W, b), 0.1)
 
 
@@ -176,7 +182,7 @@ def test_two_adapters_one_at_a_time_and_both_at_once(row: Convolution, method: s
     both = factors_of(model), factors_of(model, "second")
     W, b = base_weight(conv), conv.bias
     for factors in both:
-        W, b = dense(W, b, factors, row.r, method)
+        W, b = dense(row, W, b, factors, method)
     expected = F.leaky_relu(row.reference(x, W, b), 0.1)
     y = model.train()(x)
     close(y, expected)
@@ -220,7 +226,7 @@ def test_dropout_acts_on_the_low_rank_path_alone(name: str, method: str, dropout
     model.train()
     conv = row.model().conv
     W, b = base_weight(conv), conv.bias
-    delta = dense(torch.zeros_like(W), None, {key: factors[key] for key in "AB"}, row.r, "lora")[0]
+    delta = dense(row, torch.zeros_like(W), None, {key: factors[key] for key in "AB"}, "lora")[0]
     torch.manual_seed(5)
     y = model(x)
     torch.manual_seed(5)
@@ -304,7 +310,7 @@ def test_a_base_that_trains_gets_its_gradient(method: str) -> None:
     W = base.parametrizations.weight.original.requires_grad_()
     factors, W_dense = factors_of(model), base_weight(row.model().conv).clone().requires_grad_()
     y = model(row.input())
-    W_all, b_all = dense(W_dense, row.model().conv.bias, factors, row.r, method)
+    W_all, b_all = dense(row, W_dense, row.model().conv.bias, factors, method)
     expected = F.leaky_relu(row.reference(row.input(), W_all, b_all), 0.1)
     close(y, expected)
     y.square().sum().backward()

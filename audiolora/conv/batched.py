@@ -1,0 +1,106 @@
+"""Many adapters in one batch: y_n = c_n · (W ∗ x_n + B_n·(A_n ∗ x_n)) + bias + b_n, each sample n with its own.
+
+One convolution with the shared W, then two batched products with r rows for all samples at once. The alternative, one
+pass for each adapter, runs as many convolutions as there are adapters, each on a sliver of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from audiolora.conv.factors import LowRank, inverse_norm, lora_weight
+from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.lowrank import lowrank_add
+from audiolora.conv.native import convolve
+from audiolora.conv.weight import AdaptedWeight
+
+
+class PerSampleWeightError(ValueError):
+    """A batched weight was put to a use that has no batch, or another batch, to go with it."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one adapter does to a convolution: its term, DoRA's m (C_out elements) and a bias (C_out,), or None."""
+
+    term: LowRank
+    magnitude: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+class BatchedWeight(AdaptedWeight):
+    """An adapted weight for each sample, over one base."""
+
+    adapters: Sequence[Adapter | None]
+    which: Sequence[int]
+
+    @staticmethod
+    def make(base: torch.Tensor, adapters: Sequence[Adapter | None], which: Sequence[int]) -> "BatchedWeight":
+        """Wrap a weight for a batch.
+
+        Args:
+            base: W, stored as its convolution stores it.
+            adapters: those in the batch, at least one of them not None; None is the base alone.
+            which: sample → index into ``adapters``.
+        """
+        weight = base.detach().as_subclass(BatchedWeight)
+        weight.base, weight.adapters, weight.which = base, adapters, which
+        weight.transposed_groups = next(each for each in adapters if each is not None).term.transposed_groups
+        return weight
+
+    def dense(self) -> torch.Tensor:
+        raise PerSampleWeightError("a weight for each sample is not one tensor")
+
+    def convolve(self, x: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
+        """See the module's text.
+
+        Raises:
+            PerSampleWeightError: the convolution's batch is not the one that the adapters were named for.
+        """
+        if x.shape[0] != len(self.which):
+            raise PerSampleWeightError(f"{len(self.which)} samples have an adapter each, the batch is {x.shape[0]}")
+        A, B = self._factors()
+        y = lowrank_add(convolve(x, self.base.to(x.dtype), None, geometry), x, A, B, self._scale(), bias, geometry)
+        if not any(each is not None and each.bias is not None for each in self.adapters):
+            return y
+        extra = [None if each is None else each.bias for each in self.adapters]
+        zero = y.new_zeros(y.shape[1])
+        return y + self._spread(torch.stack([zero if b is None else b.to(y.dtype) for b in extra]))[:, :, None]
+
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (N, r, C_in/g, k) and s·B (N, C_out, r); smaller ranks are filled up with zeros."""
+        terms = [None if each is None else each.term for each in self.adapters]
+        sample = next(term for term in terms if term is not None)
+        r = max(term.B.shape[1] for term in terms if term is not None)
+        As, Bs = [], []
+        for term in terms:
+            if term is None:
+                As.append(sample.A.new_zeros(r, *sample.A.shape[1:]))
+                Bs.append(sample.B.new_zeros(sample.B.shape[0], r))
+                continue
+            missing = r - term.B.shape[1]
+            As.append(F.pad(term.A, (0, 0, 0, 0, 0, missing)) if missing else term.A)
+            Bs.append((F.pad(term.B, (0, missing)) if missing else term.B) * term.scaling)
+        return self._spread(torch.stack(As)), self._spread(torch.stack(Bs))
+
+    def _scale(self) -> torch.Tensor | None:
+        """c (N, C_out), 1 where an adapter has no magnitude; None if none has."""
+        scales = [None if each is None else self._scale_of(each) for each in self.adapters]
+        some = next((c for c in scales if c is not None), None)
+        if some is None:
+            return None
+        return self._spread(torch.stack([torch.ones_like(some) if c is None else c for c in scales]))
+
+    def _scale_of(self, adapter: Adapter) -> torch.Tensor | None:
+        if adapter.magnitude is None:
+            return None
+        V = lora_weight(self.base, adapter.term).detach()
+        return adapter.magnitude.flatten() * inverse_norm(V, self.transposed_groups)
+
+    def _spread(self, per_adapter: torch.Tensor) -> torch.Tensor:
+        """From one row for each adapter to one for each sample."""
+        if list(self.which) == list(range(per_adapter.shape[0])):
+            return per_adapter
+        return per_adapter[torch.tensor(self.which, device=per_adapter.device)]
