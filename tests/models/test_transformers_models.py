@@ -6,6 +6,7 @@ The formulas are written here once more, and weight norm is taken off first: not
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,11 @@ def test_each_convolution_takes_part(row: RealModel) -> None:
     counts = tuple(sum(isinstance(m, kind) for m in modules) for kind in (nn.Conv1d, nn.ConvTranspose1d))
     assert counts == row.n_convs
     model = adapted(row, "lora")
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        row.output(model)
+    bypassed = [each.message for each in caught if isinstance(each.message, audiolora.BypassedModuleWarning)]
+    assert [message.modules for message in bypassed] == ([row.unused] if row.unused else [])
     with torch.no_grad():
         for name, layer in layers(model).items():
             B = layer.lora_B["default"].weight

@@ -142,14 +142,13 @@ def run_mimi(model: Any) -> torch.Tensor:
 
 
 def run_vits(model: Any) -> torch.Tensor:
-    """Synthesis; then what training alone runs: the posterior encoder and the duration predictor's other direction."""
+    """What training alone runs, the posterior encoder and the duration predictor's other direction; then synthesis."""
     ids, mask = tokens(6, 20), torch.ones(1, 1, 6, dtype=torch.float64)
-    out = model(ids)
     hidden = model.text_encoder(ids, mask.mT).last_hidden_state.mT
     posterior = model.posterior_encoder(noise(1, 9, 6), mask)
     log_durations = model.duration_predictor(hidden, mask, reverse=True)
     likelihood = model.duration_predictor(hidden, mask, durations=torch.full_like(mask, 2.0))
-    return flat(out.waveform, *posterior, log_durations, likelihood)
+    return flat(*posterior, log_durations, likelihood, model(ids).waveform)
 
 
 def run_fastspeech(model: Any) -> torch.Tensor:
@@ -221,7 +220,12 @@ TABLE: tuple[RealModel, ...] = (
         "MoonshineStreamingModel",
         (2, 0),
         MOONSHINE_STREAMING,
-        first_output(input_values=lambda: noise(1, 1600), decoder_input_ids=lambda: tokens(3, 20)),
+        first_output(  # with a mask, its convolutions multiply their outputs in place
+            input_values=lambda: noise(1, 1600),
+            attention_mask=lambda: (torch.arange(1600) < 1200).long()[None],
+            decoder_input_ids=lambda: tokens(3, 20),
+        ),
+        **FLOAT32,
     ),
     RealModel(
         "Voxtral-realtime",
