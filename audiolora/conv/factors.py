@@ -7,11 +7,16 @@ LoRA (Hu et al., arXiv 2106.09685), on a kernel taken as the matrix (C_out, C_in
 With groups the factors are shared: one A serves every group, so any rank is legal and a depthwise kernel costs
 C·r + r·k parameters. PEFT instead splits B by groups, which ties the rank to g and makes the merge impossible.
 
+A transposed convolution has the same factors over the same kernel; torch only stores it the other way round, as
+(C_in, C_out/g, k). So its B, DoRA's m and DoRA's norm belong to output channels there too. (torch's weight_norm and
+PEFT's DoRA, by their default axis, would take its input channels.)
+
 DoRA (Liu et al., arXiv 2402.09353), with m (C_out,) and the norm over each output channel's kernel:
 
     W' = c · V,   V = W + ΔW,   c = m / ‖V‖         ‖V‖ is a constant in backward (section 4.3 of the paper)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +27,35 @@ class LowRank:
     """One low-rank term s·B·A of a weight.
 
     Args:
-        A: (r, C_in/g, k).
+        A: (r, C_in/g, k); over a Linear's weight (r, in).
         B: (C_out, r).
         scaling: s.
+        transposed_groups: g where the weight is a transposed convolution's, (C_in, C_out/g, k); else None.
     """
 
     A: torch.Tensor
     B: torch.Tensor
     scaling: float
+    transposed_groups: int | None = None
+
+
+def combined(terms: Sequence[LowRank]) -> LowRank:
+    """Their sum as one term: Σ s_i·B_i·A_i = [s_1·B_1 …] · [A_1; …].
+
+    Example:
+        >>> one = LowRank(torch.ones(2, 3, 5), torch.ones(4, 2), scaling=0.5)
+        >>> combined([one, one]).A.shape, combined([one, one]).scaling
+        (torch.Size([4, 3, 5]), 1.0)
+    """
+    if len(terms) == 1:
+        return terms[0]
+    A = torch.cat([term.A for term in terms])
+    B = torch.cat([term.B * term.scaling for term in terms], dim=1)
+    return LowRank(A, B, 1.0, terms[0].transposed_groups)
 
 
 def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """ΔW (C_out, C_in/g, k) of a LoRA term, in ``dtype`` (default: the factors' own).
+    """ΔW, stored as the weight is, in ``dtype`` (default: the factors' own).
 
     The product is taken in float32 or better: bf16 factors would lose what small ranks have to say.
 
@@ -44,28 +66,68 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
     """
     work = torch.promote_types(term.A.dtype, torch.float32)
     delta = (term.B.to(work) @ term.A.flatten(1).to(work)) * term.scaling
-    return delta.view(term.B.shape[0], *term.A.shape[1:]).to(dtype or term.A.dtype)
+    return _stored(delta.view(term.B.shape[0], *term.A.shape[1:]), term.transposed_groups).to(dtype or term.A.dtype)
 
 
 def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
-    """W + ΔW (C_out, C_in/g, k) in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
+    """W + ΔW in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
+    if weight.dtype == term.A.dtype == term.B.dtype == torch.float32 and term.transposed_groups is None:
+        # The same sum in one pass over W; the order of its roundings is BLAS's.
+        return torch.addmm(weight.flatten(1), term.B, term.A.flatten(1), alpha=term.scaling).view_as(weight)
     return weight + lora_delta(term, weight.dtype)
 
 
-def channel_norm(weight: torch.Tensor) -> torch.Tensor:
+def _stored(kernel: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
+    """(C_out, C_in/g, k) as the convolution stores it."""
+    if transposed_groups is None:
+        return kernel
+    out_channels, in_per_group, k = kernel.shape
+    g = transposed_groups
+    return kernel.view(g, out_channels // g, in_per_group, k).transpose(1, 2).reshape(g * in_per_group, -1, k)
+
+
+def as_kernel(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
+    """A stored weight as (C_out, C_in/g, k); the inverse of how a transposed convolution stores it."""
+    if transposed_groups is None:
+        return weight
+    in_channels, out_per_group, k = weight.shape
+    g = transposed_groups
+    return weight.view(g, in_channels // g, out_per_group, k).transpose(1, 2).reshape(g * out_per_group, -1, k)
+
+
+def channel_norm(weight: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
     """‖W‖ (C_out,) of each output channel's kernel, in float32 or better."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).norm(dim=1)
+    kernel = as_kernel(weight, transposed_groups)
+    return kernel.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).norm(dim=1)
 
 
-def dora_scale(direction: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """c (C_out,) = m / ‖V‖ with the norm held constant in backward.
+def over_channels(c: torch.Tensor, weight: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
+    """c (C_out,) in a shape that multiplies each output channel's kernel of ``weight``."""
+    if transposed_groups is None:
+        return c.view(-1, *[1] * (weight.dim() - 1))
+    g, (in_channels, out_per_group, _) = transposed_groups, weight.shape
+    return c.view(g, 1, out_per_group).expand(g, in_channels // g, out_per_group).reshape(in_channels, -1, 1)
 
-    A channel whose direction is exactly zero (a pruned one) keeps weight zero: c = 0 there, not 0/0.
+
+def inverse_norm(direction: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
+    """1 / ‖V‖ (C_out,), a constant in backward; 0 where a channel is exactly zero (a pruned one), so that it stays so.
 
     Args:
-        direction: V (C_out, C_in/g, k).
-        magnitude: m, any shape of C_out elements.
+        direction: V, stored as the weight is.
+        transposed_groups: as in `LowRank`.
     """
-    norm = channel_norm(direction.detach())
-    inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
-    return magnitude.flatten() * inverse
+    norm = channel_norm(direction.detach(), transposed_groups)
+    return torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
+
+
+def scaled(direction: torch.Tensor, c: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
+    """c · V: DoRA's weight from its direction (stored as the weight is) and a factor (C_out,) for each channel."""
+    return direction * over_channels(c.to(direction.dtype), direction, transposed_groups)
+
+
+def adapted_weight(base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:
+    """W' in W's dtype: LoRA, or DoRA where a magnitude m (C_out elements in any shape) is given."""
+    V = lora_weight(base, term)
+    if magnitude is None:
+        return V
+    return scaled(V, magnitude.flatten() * inverse_norm(V, term.transposed_groups), term.transposed_groups)

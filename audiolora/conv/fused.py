@@ -1,59 +1,35 @@
-"""The fused operator: y = c · conv(x, W + s·B·A) + bias, with a backward that never forms the dense ∂W.
+"""The fused operator: y = conv(x, W') + bias with W' = c · (W + s·B·A), and a backward to the factors alone.
 
-Forward: the adapted weight once, then one convolution. Backward, with dy' = c·dy:
+Forward: the adapted weight once, then one convolution. Backward:
 
-    ∂x = convᵀ(dy', W')            one transposed convolution, as in the frozen layer
+    ∂x = convᵀ(∂y, W')             one transposed convolution, as in the frozen layer
     z  = A ∗ x                     r channels
-    ∂B = s · dy' · zᵀ              ∂z = s · Bᵀ · dy'              ∂A = correlation of x with ∂z
-    ∂c = Σ dy · conv(x, W')        DoRA only, from the saved product: no second convolution
+    ∂B = s · c∂y · zᵀ              ∂z = s · (cB)ᵀ · ∂y            ∂A = correlation of x with ∂z
+    ∂c = Σ ∂y · conv(x, V)         DoRA only, V = W + s·B·A, from the saved product: no second convolution
 
-The alternative, autograd through W + s·B·A, forms ∂W (C_out, C_in/g, k) first: the cost of full fine-tuning. PEFT's
-alternative, a side branch B(A(x)), runs two more convolutions forward and four backward.
-
-Groups fold into the batch: x (N, g·C, L) is (N·g, C, L) to the shared A, so one code path serves all. z and ∂A are
-matrix products over k shifted views of x: on CPU an r-channel convolution is up to 20 times slower. With one channel a
-group (depthwise) the views hold nothing to multiply, and the convolution is taken.
+That never forms the dense ∂W (C_out, C_in/g, k), which costs as much as full fine-tuning; where r is not small against
+the channels it is the cheaper way all the same, and `conv.plan` takes it. PEFT's alternative, a side branch B(A(x)),
+runs two more convolutions forward and four backward.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from audiolora.conv.factors import LowRank, lora_weight
+from audiolora.conv.factors import LowRank, as_kernel, inverse_norm, lora_weight, scaled
 from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.lowrank import lowrank_grad_A, lowrank_project
+from audiolora.conv.native import convolve, input_gradient, rows_against, rows_times, weight_gradient
+from audiolora.conv.plan import Path, gradient_path
 
 
-def lowrank_project(x: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
-    """z (M, r, L_out) = A ∗ x for x (M, C, L) and A (r, C, k); the geometry's groups are already folded into M."""
-    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
-    if A.shape[1] == 1:
-        return F.conv1d(x, A, None, stride, padding, dilation)
-    r, channels, k = A.shape
-    length = geometry.output_length(x.shape[-1], k)
-    rows = F.pad(torch.matmul(A.permute(2, 0, 1).reshape(k * r, channels), x), (padding, padding))
-    z = rows.new_zeros(x.shape[0], r, length)
-    for tap, view in enumerate(rows.split(r, dim=1)):
-        start = tap * dilation
-        z += view[:, :, start : start + stride * (length - 1) + 1 : stride]
-    return z
+class FactorGradients(NamedTuple):
+    """∂A (r, C_in/g, k), ∂B (C_out, r) and ∂c (C_out,); None where it was not asked for."""
 
-
-def lowrank_grad_A(x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
-    """∂A (r, C, k) from x (M, C, L) and ∂z (M, r, L_out): the adjoint of `lowrank_project` in A."""
-    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
-    if A.shape[1] == 1:
-        return torch.ops.aten.convolution_backward(
-            dz, x, A, None, [stride], [padding], [dilation], False, [0], 1, [False, True, False]
-        )[1]
-    (m, channels, length), (r, _, k), length_out = x.shape, A.shape, dz.shape[-1]
-    rows = dz.new_zeros(m, k * r, length + 2 * padding)
-    for tap, view in enumerate(rows.split(r, dim=1)):
-        start = tap * dilation
-        view[:, :, start : start + stride * (length_out - 1) + 1 : stride] = dz
-    rows = rows[:, :, padding : padding + length]
-    return torch.bmm(rows, x.transpose(1, 2)).sum(0).view(k, r, channels).permute(1, 2, 0)
+    A: Any = None
+    B: Any = None
+    c: Any = None
 
 
 class FusedLowRankConv1d(torch.autograd.Function):
@@ -67,87 +43,106 @@ class FusedLowRankConv1d(torch.autograd.Function):
         bias: torch.Tensor | None,
         A: torch.Tensor,
         B: torch.Tensor,
-        scale: torch.Tensor | None,
+        magnitude: torch.Tensor | None,
         scaling: float,
         geometry: ConvGeometry,
+        path: Path,
     ) -> torch.Tensor:
-        W_eff = lora_weight(W, LowRank(A, B, scaling)).to(x.dtype)
-        y = F.conv1d(
-            x,
-            W_eff,
-            bias if scale is None else None,
-            geometry.stride,
-            geometry.padding,
-            geometry.dilation,
-            geometry.groups,
-        )
-        if scale is None:
-            ctx.save_for_backward(x, W_eff, A, B)
-        else:
-            # The product is saved, not the result: an in-place activation may overwrite the result.
-            ctx.save_for_backward(x, W_eff, A, B, scale, y)
-            y = y * scale.to(y.dtype)[:, None]
-            y = y if bias is None else y.add_(bias[:, None])
-        ctx.scaling, ctx.geometry = scaling, geometry
-        return y
+        term = LowRank(A, B, scaling, geometry.transposed_groups)
+        V = lora_weight(W, term)
+        ctx.scaling, ctx.geometry, ctx.path = scaling, geometry, path
+        if magnitude is None:
+            V = V.to(x.dtype)
+            ctx.save_for_backward(x, V, A, B)
+            return convolve(x, V, bias, geometry)
+        inverse = inverse_norm(V, term.transposed_groups)
+        c = magnitude.flatten() * inverse
+        if path is Path.DENSE:
+            ctx.save_for_backward(x, V.to(x.dtype), A, B, magnitude, c, inverse, None)
+            return convolve(x, scaled(V, c, term.transposed_groups).to(x.dtype), bias, geometry)
+        # The product is saved, not the result: an in-place activation may overwrite the result.
+        V = V.to(x.dtype)
+        product = convolve(x, V, None, geometry)
+        ctx.save_for_backward(x, V, A, B, magnitude, c, inverse, product)
+        y = product * c.to(x.dtype)[:, None]
+        return y if bias is None else y.add_(bias[:, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, W_eff, A, B, *dora = ctx.saved_tensors
-        geometry, needs = ctx.geometry, ctx.needs_input_grad
-        dx = dbias = dA = dB = dscale = None
+        x, V, A, B, *dora = ctx.saved_tensors
+        magnitude, c, inverse, product = dora or (None, None, None, None)
+        need_x, _, need_bias, need_A, need_B, need_m, *_ = ctx.needs_input_grad
+        geometry, term = ctx.geometry, LowRank(A, B, ctx.scaling, ctx.geometry.transposed_groups)
+        dx = dbias = dm = None
+        gradients = FactorGradients()
+        dy = dy.contiguous()  # y.sum() gives an expanded one; below it is split into groups
         with torch.autocast(device_type=dy.device.type, enabled=False):
-            if needs[2]:
+            if need_bias:
                 dbias = dy.sum((0, 2))
-            if dora:
-                scale, product = dora
-                dscale = (dy * product).sum((0, 2)).to(scale.dtype) if needs[5] else None
-                dy = dy * scale.to(dy.dtype)[:, None]
-            if needs[0]:
-                dx = torch.ops.aten.convolution_backward(
-                    dy,
-                    x,
-                    W_eff,
-                    None,
-                    [geometry.stride],
-                    [geometry.padding],
-                    [geometry.dilation],
-                    False,
-                    [0],
-                    geometry.groups,
-                    [True, False, False],
-                )[0]
-            if needs[3] or needs[4]:
-                dA, dB = _factor_grads(x, dy, A, B, ctx.scaling, geometry, needs[3], needs[4])
-        return dx, None, dbias, dA, dB, dscale, None, None
+            # The factors first: what their products hold in between is gone again when ∂x is made.
+            if ctx.path is Path.DENSE and (need_A or need_B or need_m):
+                gradients = dense_gradients(x, dy, V, term, c, geometry)
+            elif need_A or need_B or need_m:
+                gradients = low_rank_gradients(x, dy, term, c, product, geometry)
+            if need_x:
+                W_eff = V if c is None else scaled(V, c, term.transposed_groups)
+                dx = input_gradient(x, W_eff, dy, geometry)
+        dA = gradients.A.to(A.dtype) if need_A else None
+        dB = gradients.B.to(B.dtype) if need_B else None
+        if need_m:
+            dm = (gradients.c * inverse).to(magnitude.dtype).view_as(magnitude)
+        return dx, None, dbias, dA, dB, dm, None, None, None
 
 
-def _factor_grads(
+def low_rank_gradients(
     x: torch.Tensor,
     dy: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    scaling: float,
+    term: LowRank,
+    c: torch.Tensor | None,
+    product: torch.Tensor | None,
     geometry: ConvGeometry,
-    need_A: bool,
-    need_B: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """∂A (r, C_in/g, k) and ∂B (C_out, r), in the factors' dtypes."""
-    n, g, r = x.shape[0], geometry.groups, B.shape[1]
-    per_group = B.shape[0] // g  # not left to view(-1): a batch may be empty
+) -> FactorGradients:
+    """Four products with r rows; ``product`` is conv(x, V) (N, C_out, L_out), for DoRA."""
+    n, g, r = x.shape[0], geometry.groups, term.B.shape[1]
+    per_group = term.B.shape[0] // g  # not left to view(-1): a batch may be empty
     x_groups = x.reshape(n * g, x.shape[1] // g, x.shape[2])
-    dy_groups = dy.reshape(n * g, per_group, dy.shape[2])
-    A_work, B_work = A.to(x.dtype), (B * scaling).to(x.dtype).view(g, per_group, r)
-    dA = dB = None
-    if need_B:
-        z = lowrank_project(x_groups, A_work, geometry)
-        dB = torch.bmm(dy_groups, z.transpose(1, 2)).view(n, g, per_group, r).sum(0)
-        dB = (dB.reshape(B.shape) * scaling).to(B.dtype)
-    if need_A:
-        dz = torch.matmul(B_work.transpose(1, 2), dy_groups.view(n, g, *dy_groups.shape[1:]))
-        dA = lowrank_grad_A(x_groups, dz.flatten(0, 1), A_work, geometry).to(A.dtype)
-    return dA, dB
+    dy_groups = dy.view(n * g, per_group, dy.shape[2])
+    A = term.A.to(x.dtype)
+    B = (term.B * term.scaling if c is None else term.B * (term.scaling * c)[:, None]).to(x.dtype)
+
+    z = lowrank_project(x_groups, A, geometry)
+    if g == 1:
+        dB = rows_against(z, dy).mT
+        dz = rows_times(B.mT, dy)
+    else:
+        dB = torch.bmm(z, dy_groups.mT).view(n, g, r, per_group).sum(0).mT.reshape(term.B.shape)
+        dz = torch.matmul(B.view(g, per_group, r).mT, dy_groups.view(n, g, per_group, -1)).flatten(0, 1)
+    del z
+    dA = lowrank_grad_A(x_groups, dz, A, geometry)
+    if c is None or product is None:
+        return FactorGradients(dA, dB * term.scaling)
+    dc = (dy * product).sum((0, 2), dtype=torch.promote_types(dy.dtype, torch.float32))
+    return FactorGradients(dA, dB * (term.scaling * c)[:, None], dc)
+
+
+def dense_gradients(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    V: torch.Tensor,
+    term: LowRank,
+    c: torch.Tensor | None,
+    geometry: ConvGeometry,
+) -> FactorGradients:
+    """The dense ∂W' (as the weight is stored), then its projections on A, B and V."""
+    work = torch.promote_types(V.dtype, torch.float32)
+    G = as_kernel(weight_gradient(x, V, dy, geometry), term.transposed_groups).flatten(1).to(work)
+    dc = None
+    if c is not None:
+        dc = torch.linalg.vecdot(G, as_kernel(V, term.transposed_groups).flatten(1).to(work))
+        G = G * c.to(work)[:, None]
+    A, B = term.A.flatten(1).to(work), term.B.to(work)
+    return FactorGradients((B.mT @ G * term.scaling).view_as(term.A), G @ A.mT * term.scaling, dc)
 
 
 def fused_conv1d(
@@ -156,17 +151,18 @@ def fused_conv1d(
     bias: torch.Tensor | None,
     term: LowRank,
     geometry: ConvGeometry,
-    scale: torch.Tensor | None = None,
+    magnitude: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y (N, C_out, L_out) = scale · conv1d(x, W + s·B·A) + bias; differentiable in x, bias, A, B and scale, not in W.
+    """y (N, C_out, L_out) = conv(x, W') + bias; differentiable in x, bias, A, B and the magnitude, not in W.
 
     Args:
         x: (N, C_in, L), in the dtype the convolution runs in.
-        W: (C_out, C_in/g, k), frozen. Cast to x's dtype after the low-rank term is added in float32.
+        W: (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed; frozen. Cast to x's dtype after the low-rank term
+            is added in float32.
         bias: (C_out,) or None.
         term: the factors.
         geometry: of the convolution.
-        scale: (C_out,) multiplies each output channel's weight (DoRA), or None.
+        magnitude: DoRA's m, C_out elements in any shape, or None.
 
     Raises:
         ValueError: W requires a gradient: this operator would drop it in silence.
@@ -179,4 +175,5 @@ def fused_conv1d(
     """
     if W.requires_grad:
         raise ValueError("the base weight requires a gradient, which the fused operator does not give; freeze it")
-    return FusedLowRankConv1d.apply(x, W, bias, term.A, term.B, scale, term.scaling, geometry)
+    path = gradient_path(W.shape, term.B.shape[1], geometry)
+    return FusedLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry, path)

@@ -1,8 +1,8 @@
 """The adapted weight as a value that knows its factors.
 
-A `FactoredWeight` stands where a convolution's weight stands. ``conv1d`` consumes it through the fused operator; to
-every other operation it is the plain sum. So any forward that a model writes around its convolution (padding modes,
-causal subclasses, derived weights) is right by construction, and whichever ends in ``conv1d`` is fast.
+An `AdaptedWeight` stands where a convolution's weight stands. ``conv1d`` and ``conv_transpose1d`` ask it to convolve;
+to every other operation it is the plain sum. So any forward that a model writes around its convolution (padding modes,
+causal subclasses, derived weights) is right by construction, and whichever ends in one of the two is fast.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from audiolora.conv.factors import LowRank, dora_scale, lora_weight
+from audiolora.conv.factors import LowRank, adapted_weight, inverse_norm, lora_weight
 from audiolora.conv.fused import fused_conv1d
-from audiolora.conv.geometry import resolve_padding
+from audiolora.conv.geometry import ConvGeometry, first, resolve_padding
+from audiolora.conv.lowrank import lowrank_add
+from audiolora.conv.native import convolve
 
 # Questions about the tensor that W and W' answer alike: no need to form the sum for them.
 _METADATA = {
@@ -29,10 +31,36 @@ _METADATA = {
 }
 
 
-class FactoredWeight(torch.Tensor):
-    """W' = c · (W + s·B·A) (C_out, C_in/g, k), kept as its parts until something other than ``conv1d`` asks for it."""
+class AdaptedWeight(torch.Tensor):
+    """W' in parts: what a subclass makes of `dense` and `convolve`."""
 
     base: torch.Tensor
+    transposed_groups: int | None
+
+    def dense(self) -> torch.Tensor:
+        """W' as an ordinary tensor, stored as the base is."""
+        raise NotImplementedError
+
+    def convolve(self, x: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
+        """y (N, C_out, L_out) of x (N, C_in, L), both in the dtype the convolution runs in."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _METADATA:
+                return func(*args, **kwargs)
+            if func in _CONVOLUTIONS and not isinstance(args[0] if args else kwargs["input"], AdaptedWeight):
+                return _CONVOLUTIONS[func](*args, **kwargs)
+            return func(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
+
+
+class FactoredWeight(AdaptedWeight):
+    """W' = c · (W + s·B·A), the same for the whole batch."""
+
     term: LowRank
     magnitude: torch.Tensor | None
     dropout_p: float
@@ -44,13 +72,15 @@ class FactoredWeight(torch.Tensor):
         """Wrap a weight and its low-rank term.
 
         Args:
-            base: W (C_out, C_in/g, k); without dropout it must not require a gradient.
+            base: W (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed; without dropout it must not require a
+                gradient.
             term: the factors.
             magnitude: DoRA's m, C_out elements, or None.
             dropout_p: dropout on the low-rank path's input (LoRA's section 4 leaves it open; PEFT's meaning).
         """
         weight = base.detach().as_subclass(FactoredWeight)
         weight.base, weight.term, weight.magnitude, weight.dropout_p = base, term, magnitude, dropout_p
+        weight.transposed_groups = term.transposed_groups
         return weight
 
     def dense(self) -> torch.Tensor:
@@ -66,30 +96,24 @@ class FactoredWeight(torch.Tensor):
             )
         return adapted_weight(self.base, self.term, self.magnitude)
 
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in _METADATA:
-                return func(*args, **kwargs)
-            if func is torch.conv1d and not isinstance(args[0] if args else kwargs["input"], FactoredWeight):
-                return _conv1d(*args, **kwargs)
-            return func(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
-
-
-def adapted_weight(base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:
-    """W' (C_out, C_in/g, k) in W's dtype: LoRA, or DoRA where a magnitude is given."""
-    V = lora_weight(base, term)
-    if magnitude is None:
-        return V
-    return V * dora_scale(V, magnitude).to(V.dtype).view(-1, *[1] * (V.dim() - 1))
+    def convolve(self, x: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
+        """Through the fused operator; with dropout, as two paths."""
+        if not self.dropout_p:
+            return fused_conv1d(x, self.base, bias, self.term, geometry, self.magnitude)
+        # c · (W ∗ x + s·B·(A ∗ dropout(x))) + bias. Without a magnitude this is PEFT's LoRA to the letter. PEFT's DoRA
+        # also re-runs the base on the dropped input; here the base path stays whole, as in LoRA.
+        term, c = self.term, None
+        if self.magnitude is not None:
+            V = lora_weight(self.base, term).detach()
+            c = (self.magnitude.flatten() * inverse_norm(V, term.transposed_groups))[None]
+        y = convolve(x, self.base.to(x.dtype), None, geometry)
+        dropped = F.dropout(x, self.dropout_p, training=True)
+        return lowrank_add(y, dropped, term.A[None], (term.B * term.scaling)[None], c, bias, geometry)
 
 
 def _plain(value: Any) -> Any:
-    """The same value with every FactoredWeight inside it as a plain tensor."""
-    if isinstance(value, FactoredWeight):
+    """The same value with every AdaptedWeight inside it as a plain tensor."""
+    if isinstance(value, AdaptedWeight):
         return value.dense()
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(item) for item in value)
@@ -98,17 +122,55 @@ def _plain(value: Any) -> Any:
 
 def _conv1d(
     input: torch.Tensor,
-    weight: FactoredWeight,
+    weight: AdaptedWeight,
     bias: torch.Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """``F.conv1d`` on a FactoredWeight; argument names are torch's."""
+    """``F.conv1d`` on an AdaptedWeight; argument names are torch's."""
+    if weight.transposed_groups is not None:  # a transposed convolution's weight, put to another use
+        return torch.conv1d(input, weight.dense(), bias, stride, padding, dilation, groups)
+    x, bias = _operands(input, weight, bias)
+    x, geometry = resolve_padding(x, weight.base.shape[-1], stride, padding, dilation, groups)
+    return _run(x, weight, bias, geometry, input)
+
+
+def _conv_transpose1d(
+    input: torch.Tensor,
+    weight: AdaptedWeight,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> torch.Tensor:
+    """``F.conv_transpose1d`` on an AdaptedWeight; argument names and order are torch's."""
+    if weight.transposed_groups != groups:
+        return torch.conv_transpose1d(input, weight.dense(), bias, stride, padding, output_padding, groups, dilation)
+    x, bias = _operands(input, weight, bias)
+    geometry = ConvGeometry(first(stride), first(padding), first(dilation), groups, True, first(output_padding))
+    return _run(x, weight, bias, geometry, input)
+
+
+_CONVOLUTIONS: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.conv1d: _conv1d,
+    torch.conv_transpose1d: _conv_transpose1d,
+}
+
+
+def _operands(
+    input: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x (N, C_in, L) and the bias as the convolution takes them, under autocast too.
+
+    Raises:
+        TypeError: input and weight differ in dtype.
+    """
     device = input.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if autocast:
+    if torch.is_autocast_enabled(device):
         # What autocast does to conv1d itself; the adapted weight is summed in float32 and cast inside the operator.
         dtype = torch.get_autocast_dtype(device)
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
@@ -116,34 +178,12 @@ def _conv1d(
         raise TypeError(
             f"the input is {input.dtype} and the convolution's weight {weight.base.dtype}; cast one, or use autocast"
         )
-    x = input if input.dim() == 3 else input.unsqueeze(0)
-    with torch.autocast(device_type=device, enabled=False):
-        x, geometry = resolve_padding(x, weight.base.shape[-1], stride, padding, dilation, groups)
-        if weight.dropout_p:
-            y = _conv1d_with_dropout(x, weight, bias, geometry)
-        else:
-            scale = None
-            if weight.magnitude is not None:
-                V = lora_weight(weight.base, weight.term).detach()
-                scale = dora_scale(V, weight.magnitude)
-            y = fused_conv1d(x, weight.base, bias, weight.term, geometry, scale)
+    return (input if input.dim() == 3 else input.unsqueeze(0)), bias
+
+
+def _run(
+    x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None, geometry: ConvGeometry, input: torch.Tensor
+) -> torch.Tensor:
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        y = weight.convolve(x, bias, geometry)
     return y if input.dim() == 3 else y.squeeze(0)
-
-
-def _conv1d_with_dropout(x: torch.Tensor, weight: FactoredWeight, bias: torch.Tensor | None, g: Any) -> torch.Tensor:
-    """c · (W ∗ x + s·B·(A ∗ dropout(x))) + bias: dropout acts on the low-rank path only.
-
-    Without a magnitude this is PEFT's LoRA to the letter. PEFT's DoRA also re-runs the base on the dropped input;
-    here the base path stays whole, as in LoRA, and no second convolution runs.
-    """
-    term, n = weight.term, x.shape[0]
-    dropped = F.dropout(x, weight.dropout_p, training=True)
-    dropped = dropped.reshape(n * g.groups, x.shape[1] // g.groups, x.shape[2])
-    z = F.conv1d(dropped, term.A.to(x.dtype), None, g.stride, g.padding, g.dilation)
-    B = (term.B * term.scaling).to(x.dtype).view(1, g.groups, -1, term.B.shape[1])
-    low = (B @ z.view(n, g.groups, *z.shape[1:])).flatten(1, 2)
-    y = F.conv1d(x, weight.base.to(x.dtype), None, g.stride, g.padding, g.dilation, g.groups) + low
-    if weight.magnitude is not None:
-        V = lora_weight(weight.base, term).detach()
-        y = y * dora_scale(V, weight.magnitude).to(y.dtype)[:, None]
-    return y if bias is None else y + bias[:, None]

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from audiolora.conv.factors import LowRank, channel_norm
-from audiolora.conv.weight import FactoredWeight, adapted_weight
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm
+from audiolora.conv.weight import FactoredWeight
 from audiolora.layers.base import WeightSpaceLayer
 
 SUPPORTED_INITS = (True, False, "gaussian")

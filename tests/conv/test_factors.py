@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from audiolora.conv.factors import LowRank, channel_norm, dora_scale, lora_delta
+from audiolora.conv.factors import LowRank, adapted_weight, as_kernel, channel_norm, combined, inverse_norm, lora_delta
 
 
 def term(r: int = 2, dtype: torch.dtype = torch.float64, scaling: float = 0.75) -> LowRank:
@@ -36,15 +36,38 @@ def test_channel_norm_is_over_each_output_channel() -> None:
     assert channel_norm(W.bfloat16()).dtype == torch.float32
 
 
-def test_dora_scale_is_magnitude_over_norm_and_zero_where_there_is_nothing() -> None:
-    V = torch.randn(4, 3, 5, dtype=torch.float64).requires_grad_()
-    with torch.no_grad():
-        V[2] = 0
-    m = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64, requires_grad=True)
-    scale = dora_scale(V, m.view(1, 4, 1))
-    norms = V.detach().flatten(1).norm(dim=1)
-    expected = torch.stack([1 / norms[0], 2 / norms[1], norms[2], norms[3] * 0])
-    torch.testing.assert_close(scale.detach(), expected)
-    scale.sum().backward()
-    assert V.grad is None, "the norm is a constant in backward (DoRA, section 4.3)"
-    torch.testing.assert_close(m.grad, torch.stack([1 / norms[0], 1 / norms[1], norms[2], 1 / norms[3]]))
+def test_inverse_norm_is_zero_where_there_is_nothing() -> None:
+    V = torch.randn(4, 3, 5, dtype=torch.float64)
+    V[2] = 0
+    expected = 1 / np.linalg.norm(V.numpy().reshape(4, -1), axis=1, keepdims=False, ord=2)[[0, 1, 3]]
+    np.testing.assert_allclose(inverse_norm(V)[[0, 1, 3]].numpy(), expected, rtol=1e-12)
+    assert inverse_norm(V)[2] == 0
+
+
+def test_dora_s_norm_is_a_constant_in_backward() -> None:
+    """Section 4.3 of the paper: ∂B = ∂W'·c·Aᵀ, without the norm's own derivative."""
+    low, W = term(), torch.randn(4, 3, 5, dtype=torch.float64)
+    A, B, m = (t.requires_grad_() for t in (low.A, low.B, torch.arange(1.0, 5.0, dtype=torch.float64)))
+    V = W + 0.75 * torch.einsum("or,rck->ock", B, A)
+    norms = torch.from_numpy(np.linalg.norm(V.detach().numpy().reshape(4, -1), axis=1))
+    adapted = adapted_weight(W, low, m)
+    torch.testing.assert_close(adapted, V * (m / norms)[:, None, None])
+    wanted = torch.autograd.grad((V * (m / norms)[:, None, None]).sin().sum(), [A, B, m])
+    for gradient, want in zip(torch.autograd.grad(adapted.sin().sum(), [A, B, m]), wanted, strict=True):
+        torch.testing.assert_close(gradient, want)
+
+
+def test_a_transposed_weight_holds_the_same_kernel_the_other_way_round() -> None:
+    """ΔW[g·i, o] = Σ_r s · B[g·o, r] · A[r, i], for C_in = 6 in two groups of three and C_out = 4."""
+    low = term()
+    transposed = LowRank(low.A, low.B, low.scaling, transposed_groups=2)
+    B = low.B.numpy().reshape(2, 2, 2)
+    expected = 0.75 * np.einsum("gor,rik->giok", B, low.A.numpy()).reshape(6, 2, 5)
+    np.testing.assert_allclose(lora_delta(transposed).numpy(), expected, rtol=1e-12)
+    assert torch.equal(as_kernel(lora_delta(transposed), 2), lora_delta(low))
+    assert torch.equal(channel_norm(lora_delta(transposed), 2), channel_norm(lora_delta(low)))
+
+
+def test_combined_terms_are_their_sum() -> None:
+    one, two = term(r=2), term(r=3, scaling=-2.0)
+    torch.testing.assert_close(lora_delta(combined([one, two])), lora_delta(one) + lora_delta(two))

@@ -1,4 +1,4 @@
-"""The operator's output and every gradient, against torch's autograd through F.conv1d(x, c · (W + s·B·A), b)."""
+"""The operator's output and every gradient, against torch's autograd through torch's convolution with m·V/‖V‖."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from audiolora.conv.factors import LowRank
-from audiolora.conv.fused import fused_conv1d
+from audiolora.conv.fused import FusedLowRankConv1d, fused_conv1d
 from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.plan import Path
 
 SCALING = 0.6
 
@@ -27,21 +28,39 @@ class Operands:
     bias: torch.Tensor | None
     A: torch.Tensor
     B: torch.Tensor
-    scale: torch.Tensor | None
+    m: torch.Tensor | None
     geometry: ConvGeometry
 
     def leaves(self) -> dict[str, torch.Tensor]:
-        named = {"x": self.x, "bias": self.bias, "A": self.A, "B": self.B, "scale": self.scale}
+        named = {"x": self.x, "bias": self.bias, "A": self.A, "B": self.B, "m": self.m}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def fused(self) -> torch.Tensor:
-        return fused_conv1d(self.x, self.W, self.bias, LowRank(self.A, self.B, SCALING), self.geometry, self.scale)
+    def fused(self, path: Path | None = None) -> torch.Tensor:
+        """By the path that the plan takes, or by a given one."""
+        if path is None:
+            return fused_conv1d(self.x, self.W, self.bias, LowRank(self.A, self.B, SCALING), self.geometry, self.m)
+        parts = (self.x, self.W, self.bias, self.A, self.B, self.m, SCALING, self.geometry, path)
+        return FusedLowRankConv1d.apply(*parts)
 
     def dense(self) -> torch.Tensor:
-        W = self.W + SCALING * torch.einsum("or,rck->ock", self.B, self.A)
-        W = W if self.scale is None else self.scale[:, None, None] * W
         g = self.geometry
-        return F.conv1d(self.x, W, self.bias, g.stride, g.padding, g.dilation, g.groups)
+        kernel = in_conv1d_s_order(self.W, g) + SCALING * torch.einsum("or,rck->ock", self.B, self.A)
+        if self.m is not None:
+            kernel = kernel * (self.m / kernel.detach().square().sum((1, 2)).sqrt())[:, None, None]
+        if g.transposed:
+            W = in_conv_transpose1d_s_order(kernel, g)
+            return F.conv_transpose1d(self.x, W, self.bias, g.stride, g.padding, g.output_padding, g.groups, g.dilation)
+        return F.conv1d(self.x, kernel, self.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+def in_conv_transpose1d_s_order(kernel: torch.Tensor, g: ConvGeometry) -> torch.Tensor:
+    """(C_out, C_in/g, k) → (C_in, C_out/g, k), one group after the other."""
+    return torch.cat([group.transpose(0, 1) for group in kernel.chunk(g.groups)])
+
+
+def in_conv1d_s_order(W: torch.Tensor, g: ConvGeometry) -> torch.Tensor:
+    """The way back, for a transposed convolution's weight."""
+    return in_conv_transpose1d_s_order(W, g) if g.transposed else W
 
 
 def draw(
@@ -53,7 +72,7 @@ def draw(
     r: int = 2,
     geometry: ConvGeometry | None = None,
     bias: bool = True,
-    scale: bool = False,
+    dora: bool = False,
     seed: int = 0,
 ) -> Operands:
     generator = torch.Generator().manual_seed(seed)
@@ -63,19 +82,20 @@ def draw(
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(leaf)
 
     out = out_per_group * geometry.groups
+    stored = (in_per_group * geometry.groups, out_per_group, k) if geometry.transposed else (out, in_per_group, k)
     return Operands(
         x=normal(n, in_per_group * geometry.groups, length),
-        W=normal(out, in_per_group, k, leaf=False),
+        W=normal(*stored, leaf=False),
         bias=normal(out) if bias else None,
         A=normal(r, in_per_group, k),
         B=normal(out, r),
-        scale=normal(out) if scale else None,
+        m=normal(out) if dora else None,
         geometry=geometry,
     )
 
 
-def assert_same_output_and_gradients(operands: Operands) -> None:
-    y, expected = operands.fused(), operands.dense()
+def assert_same_output_and_gradients(operands: Operands, path: Path | None = None) -> None:
+    y, expected = operands.fused(path), operands.dense()
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=y.dtype)
     leaves = list(operands.leaves().values())
@@ -84,7 +104,7 @@ def assert_same_output_and_gradients(operands: Operands) -> None:
         torch.testing.assert_close(gradient, want, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"∂{name}: {text}")
 
 
-@settings(max_examples=150)
+@settings(max_examples=250)
 @given(
     n=st.integers(1, 3),
     in_per_group=st.integers(1, 4),
@@ -96,8 +116,11 @@ def assert_same_output_and_gradients(operands: Operands) -> None:
     padding=st.integers(0, 8),
     dilation=st.integers(1, 4),
     groups=st.integers(1, 4),
+    transposed=st.booleans(),
+    output_padding=st.integers(0, 4),
     bias=st.booleans(),
-    scale=st.booleans(),
+    dora=st.booleans(),
+    path=st.sampled_from(Path),
     seed=st.integers(0, 5),
 )
 def test_any_geometry(
@@ -111,18 +134,22 @@ def test_any_geometry(
     padding: int,
     dilation: int,
     groups: int,
+    transposed: bool,
+    output_padding: int,
     bias: bool,
-    scale: bool,
+    dora: bool,
+    path: Path,
     seed: int,
 ) -> None:
-    assume(length + 2 * padding > dilation * (k - 1))
-    geometry = ConvGeometry(stride, padding, dilation, groups)
-    assert_same_output_and_gradients(
-        draw(n, in_per_group, out_per_group, length, k, r, geometry, bias=bias, scale=scale, seed=seed)
-    )
+    assume(not transposed or output_padding < max(stride, dilation))
+    geometry = ConvGeometry(stride, padding, dilation, groups, transposed, output_padding if transposed else 0)
+    assume(geometry.output_length(length, k) > 0)
+    assume(transposed or length + 2 * padding > dilation * (k - 1))
+    operands = draw(n, in_per_group, out_per_group, length, k, r, geometry, bias=bias, dora=dora, seed=seed)
+    assert_same_output_and_gradients(operands, path)
 
 
-@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("path", Path)
 @pytest.mark.parametrize(
     "geometry, in_per_group",
     [
@@ -130,24 +157,26 @@ def test_any_geometry(
         (ConvGeometry(stride=2, padding=1), 2),
         (ConvGeometry(padding=2, dilation=2, groups=2), 2),
         (ConvGeometry(stride=3, padding=1, groups=3), 1),
+        (ConvGeometry(stride=2, padding=1, groups=2, transposed=True, output_padding=1), 2),
     ],
-    ids=["plain", "stride", "dilation and groups", "depthwise"],
+    ids=["plain", "stride", "dilation and groups", "depthwise", "transposed"],
 )
-def test_gradcheck(geometry: ConvGeometry, in_per_group: int, scale: bool) -> None:
-    o = draw(1, in_per_group, 1, length=7, k=3, r=2, geometry=geometry, scale=scale)
+def test_gradcheck(geometry: ConvGeometry, in_per_group: int, path: Path) -> None:
+    """LoRA alone: DoRA holds its norm constant in backward, which is not the derivative on purpose."""
+    o = draw(1, in_per_group, 1, length=7, k=3, r=2, geometry=geometry)
 
     def operator(*leaves: torch.Tensor) -> torch.Tensor:
         named = dict(zip(o.leaves(), leaves, strict=True))
-        return Operands(**{"scale": None, **named}, W=o.W, geometry=geometry).fused()
+        return Operands(**named, m=None, W=o.W, geometry=geometry).fused(path)
 
     assert torch.autograd.gradcheck(operator, tuple(o.leaves().values()))
 
 
-@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("wanted", ["x", "bias", "A", "B"])
-def test_one_gradient_alone(wanted: str, scale: bool) -> None:
+def test_one_gradient_alone(wanted: str, dora: bool) -> None:
     """What nobody asked for is not computed, and what is asked for does not depend on it."""
-    operands = draw(geometry=ConvGeometry(stride=2, padding=1, groups=2), scale=scale)
+    operands = draw(geometry=ConvGeometry(stride=2, padding=1, groups=2), dora=dora)
     for name, tensor in operands.leaves().items():
         tensor.requires_grad_(name == wanted)
     (gradient,) = torch.autograd.grad(operands.fused().sin().sum(), operands.leaves()[wanted])
@@ -155,9 +184,9 @@ def test_one_gradient_alone(wanted: str, scale: bool) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
-def test_an_activation_may_overwrite_the_result(scale: bool) -> None:
-    operands = draw(scale=scale)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_an_activation_may_overwrite_the_result(dora: bool) -> None:
+    operands = draw(dora=dora)
     leaves = list(operands.leaves().values())
     gradients = torch.autograd.grad(F.relu(operands.fused(), inplace=True).sum(), leaves)
     expected = torch.autograd.grad(F.relu(operands.dense()).sum(), leaves)
@@ -211,16 +240,16 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 tensors", "inside autocast"])
-@pytest.mark.parametrize("scale", [False, True], ids=["lora", "dora"])
-def test_bf16_is_near_float64_and_factors_keep_their_dtype(scale: bool, autocast: bool) -> None:
-    exact = draw(n=4, in_per_group=8, length=40, geometry=ConvGeometry(padding=1), scale=scale)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_bf16_is_near_float64_and_factors_keep_their_dtype(dora: bool, autocast: bool) -> None:
+    exact = draw(n=4, in_per_group=8, length=40, geometry=ConvGeometry(padding=1), dora=dora)
     low = Operands(
         x=exact.x.detach().bfloat16().requires_grad_(),
         W=exact.W.float(),
         bias=exact.bias.detach().bfloat16().requires_grad_(),
         A=exact.A.detach().float().requires_grad_(),
         B=exact.B.detach().float().requires_grad_(),
-        scale=None if exact.scale is None else exact.scale.detach().float().requires_grad_(),
+        m=None if exact.m is None else exact.m.detach().float().requires_grad_(),
         geometry=exact.geometry,
     )
     y, expected = low.fused(), exact.dense()

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from audiolora.conv.factors import LowRank
-from audiolora.conv.weight import FactoredWeight, adapted_weight
+from audiolora.conv.factors import LowRank, adapted_weight
+from audiolora.conv.weight import FactoredWeight
 
 
 def parts(groups: int = 1, k: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -68,6 +68,45 @@ def test_conv1d_takes_it_as_any_weight(
     leaves = [x, p["A"], p["B"], *([p["m"]] if dora else []), *([b] if bias else [])]
     assert type(y) is torch.Tensor
     assert_same(y, F.conv1d(x, dense(p, dora), b, **settings), leaves)
+
+
+@settings(max_examples=60)
+@given(
+    k=st.integers(1, 5),
+    length=st.integers(1, 12),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    output_padding=st.integers(0, 2),
+    dilation=st.integers(1, 3),
+    groups=st.sampled_from([1, 2]),
+    dora=st.booleans(),
+    batched=st.booleans(),
+)
+def test_conv_transpose1d_takes_it_as_any_weight(
+    k: int,
+    length: int,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    dilation: int,
+    groups: int,
+    dora: bool,
+    batched: bool,
+) -> None:
+    assume(output_padding < max(stride, dilation))
+    assume((length - 1) * stride - 2 * padding + dilation * (k - 1) + output_padding + 1 > 0)
+    p = parts(groups, k)  # W as a kernel (C_out, C_in/g, k); stored, each group's first two axes change places
+    stored = torch.cat([group.transpose(0, 1) for group in p["W"].chunk(groups)])
+    term = LowRank(p["A"], p["B"], 0.5, transposed_groups=groups)
+    weight = FactoredWeight.make(stored, term, p["m"] if dora else None)
+    expected = torch.cat([group.transpose(0, 1) for group in dense(p, dora).chunk(groups)])
+    shape = (2, 4, length) if batched else (4, length)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    b = torch.arange(6.0, dtype=torch.float64, requires_grad=True)
+    settings = (stride, padding, output_padding, groups, dilation)
+    leaves = [x, b, p["A"], p["B"], *([p["m"]] if dora else [])]
+    assert_same(F.conv_transpose1d(x, weight, b, *settings), F.conv_transpose1d(x, expected, b, *settings), leaves)
+    torch.testing.assert_close(weight * 2, expected * 2)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])

@@ -1,0 +1,186 @@
+"""torch's convolution and matrix products, called the way in which each is fast.
+
+On CPU in float32 oneDNN's convolution kernels hold 14 taps of a row at most; beyond that torch falls back to code that
+is two to forty times slower. Other ways to the same numbers avoid it (measured on one AVX-512 core, torch 2.13):
+
+- long kernels (wav2vec2's positions k = 128, InceptionTime k = 39): sums of convolutions of 13 taps, 2-5 times faster;
+- depthwise ones (Conformer k = 31, ModernTCN k = 51): a column instead of a row, (N, C, L, 1), 8-20 times faster;
+- pointwise ones (k = 1): a matrix product by oneDNN, which reads x where it lies, twice as fast;
+- few inputs to many outputs (wav2vec2's first layer, 1 to 512 channels): ∂W by one matrix product, 5 times faster.
+
+Everywhere else, on other devices and inside ``torch.compile``, torch's own convolution is called as it is.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from audiolora.conv.geometry import ConvGeometry
+
+TAPS = 13
+"""A kernel longer than this by a few taps is cut into pieces of this many."""
+
+_WORTH_ONEDNN = 1 << 16
+"""C · L of one sample from which oneDNN's product beats MKL's batched one for a few rows (8 to 64)."""
+
+
+def rows_times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(N, M, L) = rows (M, C) or (N, M, C) times x (N, C, L)."""
+    if rows.dim() == 2 and _onednn_product(x, rows):
+        return torch.stack([_linear(rows, sample.mT) for sample in x])
+    return torch.bmm(rows.expand(x.shape[0], *rows.shape[-2:]), x)
+
+
+def rows_against(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(M, C) = Σ_n rows (N, M, L) times x (N, C, L) transposed."""
+    if _onednn_product(x, rows):
+        total = _linear(rows[0], x[0])
+        for each, sample in zip(rows[1:], x[1:], strict=True):
+            total += _linear(each, sample)
+        return total
+    return torch.bmm(rows, x.mT).sum(0)
+
+
+def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a (M, K) times b (N, K) transposed, by oneDNN; torch's own ``mm`` calls MKL, half as fast on skinny matrices."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def _onednn_product(x: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Where it is the faster one; it has no derivative, so never under autograd."""
+    recorded = torch.is_grad_enabled() and (x.requires_grad or rows.requires_grad)
+    return not recorded and _eager_cpu(x) and x.shape[0] > 0 and x.shape[1] * x.shape[2] >= _WORTH_ONEDNN
+
+
+def _eager_cpu(x: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _is_pointwise(W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    return W.shape[2] == 1 and geometry == ConvGeometry()
+
+
+def _is_long(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    return W.shape[2] > TAPS + 3 and not geometry.transposed and W.shape[1] > 1 and _eager_cpu(x)
+
+
+def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and _eager_cpu(x)
+
+
+def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
+    """y (N, C_out, L_out), as ``F.conv1d`` or ``F.conv_transpose1d`` gives it.
+
+    Args:
+        x: (N, C_in, L).
+        W: (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed.
+        bias: (C_out,) or None.
+        geometry: of the convolution.
+
+    Example:
+        >>> convolve(torch.ones(1, 2, 5), torch.ones(3, 2, 2), None, ConvGeometry()).shape
+        torch.Size([1, 3, 4])
+    """
+    if _is_pointwise(W, geometry) and _onednn_product(x, W):
+        y = rows_times(W[:, :, 0], x)
+        return y if bias is None else y.add_(bias[:, None])
+    if _is_depthwise(x, W, geometry) and W.shape[2] > TAPS:
+        return torch.convolution(x[..., None], W[..., None], bias, *_column(geometry)).squeeze(3)
+    if _is_long(x, W, geometry):
+        return _convolve_long(x, W, bias, geometry)
+    return torch.convolution(x, W, bias, *_arguments(geometry))
+
+
+def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    """∂x (N, C_in, L) from ∂y (N, C_out, L_out); of x only the shape counts."""
+    if _is_pointwise(W, geometry) and _onednn_product(dy, W):
+        return rows_times(W[:, :, 0].mT, dy)
+    if _is_long(x, W, geometry):
+        return _input_gradient_long(x, W, dy, geometry)
+    return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), [True, False, False])[0]
+
+
+def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    """The dense ∂W, of W's shape; of W only the shape counts."""
+    only_W = [False, True, False]
+    if _has_few_inputs(W, geometry) and _eager_cpu(x):
+        return _weight_gradient_of_few_inputs(x, W, dy, geometry)
+    if _is_depthwise(x, W, geometry):
+        columns = dy[..., None], x[..., None], W[..., None]
+        return torch.ops.aten.convolution_backward(*columns, None, *_column(geometry), only_W)[1].squeeze(3)
+    if _is_long(x, W, geometry):
+        pieces = [
+            torch.ops.aten.convolution_backward(dy, view, part, None, *_arguments(unpadded), only_W)[1]
+            for view, part, unpadded in _pieces(_padded(x, geometry), W, dy.shape[2], geometry)
+        ]
+        return torch.cat(pieces, dim=2)
+    return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), only_W)[1]
+
+
+def _has_few_inputs(W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    """Then every shifted view of x together is small against y."""
+    return geometry.groups == 1 and not geometry.transposed and 4 * W.shape[1] * W.shape[2] <= W.shape[0]
+
+
+def _weight_gradient_of_few_inputs(
+    x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry
+) -> torch.Tensor:
+    """∂W as one product of k shifted views of x with ∂y."""
+    (n, channels, length), k, length_out = x.shape, W.shape[2], dy.shape[2]
+    views = x.new_zeros(n, channels, k, length_out)
+    for j in range(k):
+        outputs, inputs = geometry.tap(j, length_out, length)
+        views[:, :, j, outputs] = x[:, :, inputs]
+    return rows_against(views.view(n, channels * k, length_out), dy).mT.reshape(W.shape)
+
+
+def _arguments(g: ConvGeometry) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+    return [g.stride], [g.padding], [g.dilation], g.transposed, [g.output_padding], g.groups
+
+
+def _column(g: ConvGeometry) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+    """The same over (N, C, L, 1)."""
+    return [g.stride, 1], [g.padding, 0], [g.dilation, 1], g.transposed, [g.output_padding, 0], g.groups
+
+
+def _padded(x: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    return F.pad(x, (geometry.padding, geometry.padding)) if geometry.padding else x
+
+
+def _pieces(
+    x: torch.Tensor, W: torch.Tensor, length_out: int, geometry: ConvGeometry
+) -> list[tuple[torch.Tensor, torch.Tensor, ConvGeometry]]:
+    """Views of the padded x, of at most `TAPS` taps of W, and the geometry that joins them; their results add up."""
+    unpadded = ConvGeometry(geometry.stride, 0, geometry.dilation, geometry.groups)
+    pieces = []
+    for part, start in zip(W.split(TAPS, dim=2), range(0, W.shape[2], TAPS), strict=True):
+        reach = (length_out - 1) * geometry.stride + (part.shape[2] - 1) * geometry.dilation + 1
+        view = x[:, :, start * geometry.dilation : start * geometry.dilation + reach]
+        pieces.append((view, part, unpadded))
+    return pieces
+
+
+def _convolve_long(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
+    length = geometry.output_length(x.shape[2], W.shape[2])
+    y = None
+    for view, part, unpadded in _pieces(_padded(x, geometry), W, length, geometry):
+        if y is None:
+            y = torch.convolution(view, part, bias, *_arguments(unpadded))
+        else:
+            y += torch.convolution(view, part, None, *_arguments(unpadded))
+    assert y is not None, "a kernel has taps"
+    return y
+
+
+def _input_gradient_long(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    n, channels, length = x.shape
+    padded = dy.new_zeros(n, channels, length + 2 * geometry.padding)
+    for view, part, unpadded in _pieces(padded, W, dy.shape[2], geometry):
+        view += torch.ops.aten.convolution_backward(dy, view, part, None, *_arguments(unpadded), [True, False, False])[
+            0
+        ]
+    return padded[:, :, geometry.padding : geometry.padding + length]
