@@ -12,8 +12,8 @@ is everything since the injection, so that ``generate``, which runs the encoder 
 Where the model drops layers at random in training (transformers' ``layerdrop``), one forward proves nothing: there the
 first forward in eval mode decides, or the first `LAYERDROP_FORWARDS` in training, whichever comes first.
 
-Under ``torch.compile`` the hooks speak once, while the model is traced, and leave no trace in the graph; they are taken
-off by the first forward outside of it.
+Under ``torch.compile`` the hooks speak while the model is traced, and leave nothing in the graph. There they stay on,
+idle: taking them off would make the model compile again.
 """
 
 import warnings
@@ -50,14 +50,14 @@ class BypassedModuleWarning(UserWarning):
 class _Watch:
     """What has taken part so far. A copy or a pickle of a model has a watch of its own, with what this one has seen."""
 
-    def __init__(self, seen: set[str], forwards: int = 0, model: nn.Module | None = None) -> None:
-        self.seen, self.forwards = seen, forwards
+    def __init__(self, seen: set[str], forwards: int = 0, over: bool = False, model: nn.Module | None = None) -> None:
+        self.seen, self.forwards, self.over, self.traced = seen, forwards, over, False
         self.key = str(id(self))
         self.model: Callable[[], nn.Module | None] = (lambda: None) if model is None else weakref.ref(model)
         _WATCHES[self.key] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Watch, (self.seen, self.forwards)
+        return _Watch, (self.seen, self.forwards, self.over)
 
 
 _WATCHES: weakref.WeakValueDictionary[str, _Watch] = weakref.WeakValueDictionary()
@@ -88,16 +88,17 @@ class _Judge:
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_dynamo_compiling():
             _judge_while_tracing(self.watch.key)
-            return
-        verdict = _verdict(model, self.watch)
-        if verdict is not None:
-            stop_watching(model)
-            _warn(verdict)
+        elif not self.watch.over:
+            bypassed = _judge(model, self.watch)
+            if self.watch.over and not self.watch.traced:
+                stop_watching(model)
+            _warn(bypassed)
 
 
 @torch.compiler.assume_constant_result
 def _see_while_tracing(key: str, name: str) -> None:
     if key in _WATCHES:
+        _WATCHES[key].traced = True
         _WATCHES[key].seen.add(name)
 
 
@@ -105,23 +106,20 @@ def _see_while_tracing(key: str, name: str) -> None:
 def _judge_while_tracing(key: str) -> None:
     watch = _WATCHES.get(key)
     model = None if watch is None else watch.model()
-    if watch is None or model is None:
-        return  # a copy: its first forward outside of torch.compile decides
-    verdict = _verdict(model, watch)
-    if verdict is not None:
-        watch.seen.update(verdict)  # said once; the hooks stay, dynamo is going through them
-        _warn(verdict)
+    if watch is not None and model is not None and not watch.over:  # no model: a copy; its first forward not compiled
+        watch.traced = True
+        _warn(_judge(model, watch))
 
 
-def _verdict(model: nn.Module, watch: _Watch) -> tuple[str, ...] | None:
-    """Which modules were bypassed, or None where it is too early to say."""
+def _judge(model: nn.Module, watch: _Watch) -> tuple[str, ...]:
+    """Which modules were bypassed, when it is over; none while it is too early to say."""
     watch.forwards += 1
     # By the hooks that are still there: a layer that was merged and unloaded meanwhile is no concern.
     watched = dict.fromkeys(hook.name for _, hook in _hooks(model) if isinstance(hook, _TookPart))
     bypassed = tuple(name for name in watched if name not in watch.seen)
-    if bypassed and model.training and watch.forwards < LAYERDROP_FORWARDS and _drops_layers(model):
-        return None
-    return bypassed
+    early = bypassed and model.training and watch.forwards < LAYERDROP_FORWARDS and _drops_layers(model)
+    watch.over = not early
+    return () if early else bypassed
 
 
 def _warn(bypassed: tuple[str, ...]) -> None:
