@@ -80,8 +80,8 @@ def test_a_copy_is_another_model(name: str) -> None:
         assert torch.equal(row.output(model), before)
 
 
-LOW = [row for row in TABLE if row.name not in ("VITS", "FastSpeech2-conformer", "Autoformer")]
-"""Not those whose base fails in bfloat16."""
+LOW = [row for row in TABLE if row.name not in ("VITS", "FastSpeech2-conformer", "Autoformer", "Moonshine-streaming")]
+"""Not those whose base fails with bfloat16 as the default type."""
 
 
 @pytest.mark.slow
