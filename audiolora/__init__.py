@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from audiolora.adapting import adapt, lora_config
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
+    from audiolora.layers.participation import BypassedModuleWarning
 
 _HOMES = {
+    "BypassedModuleWarning": "audiolora.layers.participation",
     "adapt": "audiolora.adapting",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
@@ -26,7 +28,7 @@ _HOMES = {
 }
 
 __version__ = "0.1.0"
-__all__ = ["adapt", "disable", "enable", "enabled", "inspect", "lora_config"]
+__all__ = ["BypassedModuleWarning", "adapt", "disable", "enable", "enabled", "inspect", "lora_config"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 PEFT asks a chain of dispatchers for a layer and looks the last one up by name at each call; that name is what we
 rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
+``inject_adapter``, which all of them call, is rebound too: what it adapted is watched until the first forward.
 Importing audiolora changes nothing.
 """
 
@@ -10,11 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.lora import model as lora_model
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.participation import watch_participation
 
 _peft_dispatch_default = lora_model.dispatch_default
+_peft_inject_adapter = BaseTuner.inject_adapter
 
 
 def _dispatch(
@@ -28,10 +32,17 @@ def _dispatch(
     return _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
 
 
+def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    _peft_inject_adapter(self, model, adapter_name, *args, **kwargs)
+    watch_participation(model, adapter_name)
+
+
 def enable() -> None:
     """Make PEFT use audiolora's layers for 1-D convolutions, from now on; calling it again changes nothing.
 
-    Models that are adapted already keep the layers they have.
+    Models that are adapted already keep the layers they have. A model adapted from now on is watched until its first
+    forward; adapted modules that took no part in it, PEFT's too, are then named in a ``BypassedModuleWarning``
+    (`audiolora.layers.participation`).
 
     Example:
         >>> import audiolora
@@ -39,6 +50,7 @@ def enable() -> None:
         >>> audiolora.disable()
     """
     lora_model.dispatch_default = _dispatch
+    BaseTuner.inject_adapter = _inject_adapter
 
 
 def disable() -> None:
@@ -49,6 +61,7 @@ def disable() -> None:
         >>> audiolora.disable()
     """
     lora_model.dispatch_default = _peft_dispatch_default
+    BaseTuner.inject_adapter = _peft_inject_adapter
 
 
 @contextmanager
@@ -60,9 +73,9 @@ def enabled() -> Iterator[None]:
         >>> with audiolora.enabled():
         ...     pass
     """
-    before = lora_model.dispatch_default
+    before = lora_model.dispatch_default, BaseTuner.inject_adapter
     enable()
     try:
         yield
     finally:
-        lora_model.dispatch_default = before
+        lora_model.dispatch_default, BaseTuner.inject_adapter = before
