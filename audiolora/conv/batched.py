@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from audiolora.conv.factors import LowRank, inverse_norm, lora_weight
+from audiolora.conv.factors import LowRank, inverse_norms
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_add
 from audiolora.conv.native import convolve
@@ -62,7 +62,9 @@ class BatchedWeight(AdaptedWeight):
         if x.shape[0] != len(self.which):
             raise PerSampleWeightError(f"{len(self.which)} samples have an adapter each, the batch is {x.shape[0]}")
         A, B = self._factors()
-        y = lowrank_add(convolve(x, self.base.to(x.dtype), None, geometry), x, A, B, self._scale(), bias, geometry)
+        c = self._scale(A, B)
+        y = convolve(x, self.base.to(x.dtype), bias if c is None else None, geometry)
+        y = lowrank_add(y, x, A, B, c, None if c is None else bias, geometry)
         if not any(each is not None and each.bias is not None for each in self.adapters):
             return y
         extra = [None if each is None else each.bias for each in self.adapters]
@@ -85,19 +87,17 @@ class BatchedWeight(AdaptedWeight):
             Bs.append((F.pad(term.B, (0, missing)) if missing else term.B) * term.scaling)
         return self._spread(torch.stack(As)), self._spread(torch.stack(Bs))
 
-    def _scale(self) -> torch.Tensor | None:
+    def _scale(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor | None:
         """c (N, C_out), 1 where an adapter has no magnitude; None if none has."""
-        scales = [None if each is None else self._scale_of(each) for each in self.adapters]
-        some = next((c for c in scales if c is not None), None)
+        magnitudes = [None if each is None else each.magnitude for each in self.adapters]
+        some = next((m for m in magnitudes if m is not None), None)
         if some is None:
             return None
-        return self._spread(torch.stack([torch.ones_like(some) if c is None else c for c in scales]))
-
-    def _scale_of(self, adapter: Adapter) -> torch.Tensor | None:
-        if adapter.magnitude is None:
-            return None
-        V = lora_weight(self.base, adapter.term).detach()
-        return adapter.magnitude.flatten() * inverse_norm(V, self.transposed_groups)
+        inverse = inverse_norms(self.base, A, B, self.transposed_groups)
+        ones = inverse.new_ones(inverse.shape[1])
+        m = self._spread(torch.stack([ones if m is None else m.flatten() for m in magnitudes]))
+        has = self._spread(torch.tensor([m is not None for m in magnitudes], device=inverse.device))
+        return m * torch.where(has[:, None], inverse, ones)
 
     def _spread(self, per_adapter: torch.Tensor) -> torch.Tensor:
         """From one row for each adapter to one for each sample."""

@@ -116,7 +116,29 @@ def inverse_norm(direction: torch.Tensor, transposed_groups: int | None = None) 
         direction: V, stored as the weight is.
         transposed_groups: as in `LowRank`.
     """
-    norm = channel_norm(direction.detach(), transposed_groups)
+    return _inverse(channel_norm(direction.detach(), transposed_groups))
+
+
+@torch.no_grad()
+def inverse_norms(
+    weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, transposed_groups: int | None = None
+) -> torch.Tensor:
+    """1 / ‖W + B_n·A_n‖ (N, C_out) for many adapters, without forming any of the sums.
+
+    ‖W + BA‖² = ‖W‖² + 2·⟨WAᵀ, B⟩ + ⟨B·AAᵀ, B⟩, each channel by itself.
+
+    Args:
+        weight: W, stored as its convolution stores it.
+        A, B: (N, r, C_in/g, k) and (N, C_out, r), B with its scaling.
+        transposed_groups: as in `LowRank`.
+    """
+    work = torch.promote_types(weight.dtype, torch.float32)
+    W, A, B = as_kernel(weight, transposed_groups).flatten(1).to(work), A.flatten(2).to(work), B.to(work)
+    squares = W.square().sum(1) + ((2 * (W @ A.mT) + B @ (A @ A.mT)) * B).sum(2)
+    return _inverse(squares.clamp_min(0).sqrt())
+
+
+def _inverse(norm: torch.Tensor) -> torch.Tensor:
     return torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
 
 

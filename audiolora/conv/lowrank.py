@@ -59,8 +59,10 @@ def lowrank_add(
 ) -> torch.Tensor:
     """c · (y + B·(A ∗ x)) + bias: the low-rank path beside the base's, for one adapter or one a sample; by autograd.
 
+    Where nothing is recorded y is overwritten, and no further tensor of its size is made.
+
     Args:
-        y: (N, C_out, L_out), the base's product without its bias; overwritten where nothing needs a gradient.
+        y: (N, C_out, L_out), the base's product.
         x: (N, C_in, L).
         A, B: (N or 1, r, C_in/g, k) and (N or 1, C_out, r), B with its scaling.
         c: (N or 1, C_out) or None.
@@ -73,12 +75,13 @@ def lowrank_add(
     z = lowrank_project(x.reshape(n * g, x.shape[1] // g, x.shape[2]), shared, geometry)
     B = B.view(B.shape[0], g, -1, B.shape[2]).expand(n, g, -1, -1).flatten(0, 1)
     folded = y.view(n * g, -1, y.shape[2])
-    if torch.is_grad_enabled() and (z.requires_grad or B.requires_grad or y.requires_grad):
+    operands = (y, z, B) if c is None else (y, z, B, c)
+    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
         y = torch.baddbmm(folded, B, z).view(y.shape)
+        y = y if c is None else y * c.to(y.dtype)[:, :, None]
     else:
         folded.baddbmm_(B, z)
-    if c is not None:
-        y = y * c.to(y.dtype)[:, :, None]
+        y = y if c is None else y.mul_(c.to(y.dtype)[:, :, None])
     return y if bias is None else y + bias[:, None]
 
 

@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-_SAMPLE = 4096
-"""Elements of a base weight that are looked at."""
-
-_probes: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+_SAMPLE = 256
+"""Elements of a base weight that are looked at, evenly spread."""
 
 
 class WeightCache:
     """One weight and what it was made of. Copies and pickles of it are empty."""
 
     def __init__(self) -> None:
-        self._entry: tuple[Hashable, torch.Tensor, int] | None = None
+        self._entry: _Entry | None = None
 
     def get(
         self,
@@ -34,19 +32,25 @@ class WeightCache:
         """The kept weight, or a new one from ``make``.
 
         Args:
-            factors, base: the tensors that the weight is a function of; none of them under a gradient.
+            factors, base: the tensors that the weight is a function of.
             settings: whatever else it is a function of.
             make: gives the weight.
         """
-        if not keepable([*factors, *base]):
+        sources = [*factors, *base]
+        if _recorded(sources):
             return make()
-        key = (settings, tuple(_look(t, t.numel()) for t in factors), tuple(_look(t, _SAMPLE) for t in base))
-        if self._entry is not None and self._entry[0] == key and self._entry[1]._version == self._entry[2]:
-            return self._entry[1]
+        entry = self._entry
+        if entry is not None and entry.settings == settings and entry.is_of(sources):
+            return entry.weight
+        self._entry = None
+        if not all(_keepable(source) for source in sources):
+            return make()
         with torch.inference_mode(False), torch.no_grad():  # else nobody could train through it later
             weight = make()
         if type(weight) is torch.Tensor:
-            self._entry = (key, weight, weight._version)
+            watches = [_Watch(source, source.numel()) for source in factors]
+            watches += [_Watch(source, _SAMPLE) for source in base]
+            self._entry = _Entry(weight, settings, watches)
         return weight
 
     def clear(self) -> None:
@@ -60,31 +64,52 @@ class WeightCache:
         return WeightCache, ()
 
 
-def keepable(sources: Sequence[torch.Tensor]) -> bool:
-    """Plain CPU tensors that no gradient flows to, outside of anything that records operations."""
+class _Entry:
+    """A weight, its settings, and the state of its sources when it was made."""
+
+    def __init__(self, weight: torch.Tensor, settings: Hashable, watches: "list[_Watch]") -> None:
+        self.weight, self.settings, self.watches, self.version = weight, settings, watches, weight._version
+
+    def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether it would come out the same from these."""
+        if self.weight._version != self.version or len(sources) != len(self.watches):
+            return False
+        return all(watch.unchanged(source) for watch, source in zip(self.watches, sources, strict=True))
+
+
+class _Watch:
+    """A tensor as it was: where it lay, its version, and a random projection of that many of its elements."""
+
+    def __init__(self, tensor: torch.Tensor, elements: int) -> None:
+        self.tensor, self.address, self.version = tensor, tensor.data_ptr(), tensor._version
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // max(1, elements))
+        # A copy would not show later writes; that of a tensor without a plain order is never equal and never kept.
+        self.view = flat[::step] if tensor.is_contiguous() else torch.full((1,), torch.nan)
+        numbers = torch.randn(self.view.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.numbers = numbers.to(self.view.dtype)
+        self.projection = self._project()
+
+    def unchanged(self, tensor: torch.Tensor) -> bool:
+        return (
+            tensor is self.tensor
+            and tensor._version == self.version
+            and tensor.data_ptr() == self.address
+            and self._project() == self.projection
+        )
+
+    def _project(self) -> float:
+        return torch.dot(self.view, self.numbers).item()
+
+
+def _recorded(sources: Sequence[torch.Tensor]) -> bool:
+    """Whether somebody wants to see how the weight comes about: autograd, a compiler, a tracer."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
-        return False
-    recorded = torch.is_grad_enabled()
-    return all(
-        type(t) in (torch.Tensor, torch.nn.Parameter)
-        and t.device.type == "cpu"
-        and not (recorded and t.requires_grad)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and not t.is_inference()
-        for t in sources
-    )
+        return True
+    return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
 
 
-def _look(tensor: torch.Tensor, elements: int) -> Hashable:
-    """What is compared of a tensor: where it lies, its version, and a random projection of that many elements."""
-    flat = tensor.detach().reshape(-1)
-    flat = flat[:: max(1, -(-flat.numel() // max(1, elements)))]
-    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.dtype, torch.dot(flat, _probe(flat)).item()
-
-
-def _probe(flat: torch.Tensor) -> torch.Tensor:
-    key = (flat.numel(), flat.dtype)
-    if key not in _probes:
-        numbers = torch.randn(flat.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        _probes[key] = numbers.to(flat.dtype)
-    return _probes[key]
+def _keepable(tensor: torch.Tensor) -> bool:
+    """A plain CPU tensor whose changes can be seen."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor) and not tensor.is_inference()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from audiolora.conv.factors import LowRank, adapted_weight, as_kernel, channel_norm, combined, inverse_norm, lora_delta
+from audiolora.conv.factors import (
+    LowRank,
+    adapted_weight,
+    as_kernel,
+    channel_norm,
+    combined,
+    inverse_norm,
+    inverse_norms,
+    lora_delta,
+)
 
 
 def term(r: int = 2, dtype: torch.dtype = torch.float64, scaling: float = 0.75) -> LowRank:
@@ -71,3 +80,13 @@ def test_a_transposed_weight_holds_the_same_kernel_the_other_way_round() -> None
 def test_combined_terms_are_their_sum() -> None:
     one, two = term(r=2), term(r=3, scaling=-2.0)
     torch.testing.assert_close(lora_delta(combined([one, two])), lora_delta(one) + lora_delta(two))
+
+
+def test_the_norms_of_many_adapters_are_those_of_each() -> None:
+    terms = [term(), LowRank(torch.randn(2, 3, 5).double(), torch.randn(4, 2).double(), 0.75)]
+    W = torch.randn(4, 3, 5, dtype=torch.float64)
+    A, B = torch.stack([t.A for t in terms]), torch.stack([t.B * t.scaling for t in terms])
+    expected = [np.linalg.norm((W + lora_delta(t)).numpy().reshape(4, -1), axis=1) for t in terms]
+    np.testing.assert_allclose(1 / inverse_norms(W, A, B).numpy(), np.stack(expected), rtol=1e-10)
+    nothing = torch.zeros_like(W)
+    assert not inverse_norms(nothing, A, torch.zeros_like(B)).any(), "a pruned channel stays zero"
