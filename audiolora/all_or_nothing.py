@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import NoMatchingPeftModuleError, PeftModel
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
@@ -78,7 +78,10 @@ def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: 
     known = set(self.peft_config) - {adapter_name}
     try:
         with undone_on_error(model, adapter_name):
-            BaseTuner.inject_adapter(self, model, adapter_name, *args, **kwargs)
+            try:
+                BaseTuner.inject_adapter(self, model, adapter_name, *args, **kwargs)
+            except NoMatchingPeftModuleError as error:
+                raise NoMatchingPeftModuleError(f"{error} {_what_it_has(model)}") from None
             _note_ties(model)
             if type(self) is LoraModel and any(isinstance(module, WeightSpaceLayer) for module in model.modules()):
                 self.__class__ = WeightSpaceLoraModel
@@ -86,6 +89,14 @@ def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: 
         if known:  # with no other adapter the tuner itself is given up
             self.peft_config.pop(adapter_name, None)
         raise
+
+
+def _what_it_has(model: nn.Module) -> str:
+    kinds = (nn.Conv1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, BaseTunerLayer)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    fitting = [n for n, module in model.named_modules() if isinstance(module, kinds) and not n.startswith(inside)]
+    names = {name.rpartition(".")[2] for name in fitting if name}
+    return f"{type(model).__name__} has modules named {', '.join(sorted(names)) or '(none that can be adapted)'}."
 
 
 def _note_ties(model: nn.Module) -> None:

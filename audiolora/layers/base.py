@@ -104,7 +104,9 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         _own_class(base)
         chain = parametrizations_of(base, name)
         if len(chain) == 1:
+            parameter = chain._parameters["original"]
             parametrize.remove_parametrizations(base, name, leave_parametrized=False)
+            base._parameters[name] = parameter  # as in `map_tensor`
         else:
             del chain[len(chain) - 1]
 
