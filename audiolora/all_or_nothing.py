@@ -5,6 +5,7 @@ enabled these functions stand where PEFT's own are looked up (`audiolora.integra
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from peft import NoMatchingPeftModuleError, PeftModel
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
 from audiolora.layers.base import WeightSpaceLayer
@@ -186,13 +187,17 @@ class WeightSpaceLoraModel(LoraModel):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """PEFT's, with our layers merged before any is unloaded, as they may refuse."""
-        with unmerged_on_error(self.model):
+        """PEFT's, with every layer merged before any is unloaded, ours first: a merge may be refused."""
+        with unmerged_on_error(self.model), warnings.catch_warnings():
             if merge:
                 self._check_merge_allowed()
                 _note_ties(self.model)
                 for layer in (module for module in self.model.modules() if isinstance(module, WeightSpaceLayer)):
-                    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                    if not layer.is_merged(adapter_names):
+                        with onload_layer(layer):
+                            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                warnings.filterwarnings("ignore", message="All adapters are already merged")  # by the lines above
+                super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
             return super()._unload_and_optionally_merge(
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )

@@ -17,18 +17,17 @@ from typing import Any
 import peft.tuners.lora.layer as peft_layers
 import pytest
 import torch
-import torch.nn.functional as F
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from torch import nn
+from transformers import HubertConfig, HubertModel
 
 import audiolora
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig, mark
 from audiolora.layers.lora import LoraConv1d
-from audiolora.layers.plain_peft import why_plain_peft_differs
-from tests.layers.convolutions import CELLS, METHODS, Causal, Convolution, Net, Transposing, weight_norm
+from audiolora.report.adapter_table import read_adapter
+from tests.layers.convolutions import CELLS, METHODS, Convolution
 from tests.layers.test_lora import config, row_named, trained
 
 pytestmark = [
@@ -94,21 +93,6 @@ def test_plain_peft_gives_our_outputs_or_refuses(row: Convolution, method: str, 
             PeftModel.from_pretrained(row.model(), str(tmp_path / "ours"))
 
 
-def test_both_verdicts_occur() -> None:
-    """The table above would hold if everything were refused."""
-    by_method = {"dora": LoraConfig(use_dora=True), "lora": LoraConfig()}
-    agree = {
-        (row.name, method)
-        for row, method in (cell.values for cell in CELLS)
-        if method in by_method and why_plain_peft_differs(row.model().conv, by_method[method]) is None
-    }
-    for name in ("plain", "k=1", "stride 2", "even kernel, padding same", "causal subclass"):
-        assert (name, "lora") in agree and (name, "dora") in agree
-    assert ("transposing subclass", "lora") in agree and ("transposing subclass", "dora") not in agree
-    for name in ("circular", "groups 2", "weight_norm dim 0", "derived weight", "dilation 2, padding same"):
-        assert (name, "lora") not in agree
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["plain", "k=1", "stride 2", "even kernel, padding same", "causal subclass"])
 def test_plain_peft_s_file_means_the_same_here(name: str, method: str, tmp_path: Path) -> None:
@@ -171,10 +155,55 @@ def test_with_audiolora_every_way_of_loading_is_silent(method: str, tmp_path: Pa
     assert again["audiolora"] == settings["audiolora"] and again["peft_type"] == PEFT_TYPE
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["causal subclass", "transposing subclass", "causal with a cache key"])
+def test_loading_on_empty_weights_changes_no_verdict(name: str, method: str, tmp_path: Path) -> None:
+    """There PEFT's factors are made on ``meta``, also those of the probe."""
+    model = trained(row_named(name), method)
+    model.save_pretrained(tmp_path)
+    with audiolora.enabled():
+        loaded = PeftModel.from_pretrained(row_named(name).model(), tmp_path, low_cpu_mem_usage=True)
+    assert type(loaded.peft_config["default"]) is type(model.peft_config["default"])
+
+
+def hubert() -> HubertModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    conv = {"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2}
+    return HubertModel(HubertConfig(**sizes, **positions, **conv)).eval()
+
+
+def test_transformers_own_loading(tmp_path: Path) -> None:
+    x = torch.randn(1, 800)
+    with audiolora.enabled():
+        model = get_peft_model(hubert(), LoraConfig(r=2, target_modules=["conv", "q_proj"])).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        said = saved(model, tmp_path / "one")["audiolora"]["weight_space"]
+        loaded = hubert()
+        loaded.load_adapter(str(tmp_path / "one"))
+        torch.testing.assert_close(loaded(x).last_hidden_state, model(x).last_hidden_state)
+        loaded.save_pretrained(tmp_path / "two")
+    assert list(said) == ["encoder.pos_conv_embed.conv"], "the other convolutions are ordinary"
+    again = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
+    assert again["peft_type"] == PEFT_TYPE and again["audiolora"]["weight_space"] == said
+    with pytest.raises(KeyError, match=PEFT_TYPE):
+        hubert().load_adapter(str(tmp_path / "one"))
+
+
+def test_our_own_reader_knows_both_types(tmp_path: Path) -> None:
+    saved(dilated("dora"), tmp_path)
+    read = read_adapter(tmp_path)
+    assert read.method == "DoRA" and [weight.module for weight in read.weights] == ["conv"]
+
+
 def test_the_file_says_which_modules_and_why(tmp_path: Path) -> None:
     said = saved(dilated(), tmp_path)["audiolora"]
     assert said == {
-        "version": audiolora.__version__,
+        "version": 1,
         "weight_space": {"conv": "dilation=2, which the factor A of PEFT does not have"},
     }
 
@@ -238,98 +267,3 @@ def test_disable_forgets_the_type() -> None:
     with audiolora.enabled():
         assert PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] is WeightSpaceLoraConfig
     assert PEFT_TYPE not in PEFT_TYPE_TO_CONFIG_MAPPING
-
-
-class Scaled(nn.Conv1d):
-    """Not linear in what PEFT adds to."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(super().forward(input))
-
-
-class PadsToFour(nn.Conv1d):
-    """Depends on the length alone."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.pad(input, (0, -input.shape[-1] % 4)))
-
-
-class Renamed(nn.Conv1d):
-    """Adds nothing."""
-
-
-def hooked(conv: nn.Conv1d) -> nn.Conv1d:
-    conv.register_forward_pre_hook(lambda module, args: (F.pad(args[0], (1, 1)),))
-    return conv
-
-
-def replaced(conv: nn.Conv1d) -> nn.Conv1d:
-    conv.forward = lambda x: nn.Conv1d.forward(conv, F.pad(x, (1, 1)))  # type: ignore[method-assign]
-    return conv
-
-
-def on_a_device(conv: nn.Conv1d) -> nn.Conv1d:
-    """As accelerate leaves a module that it dispatched."""
-    return add_hook_to_module(conv, AlignDevicesHook(io_same_device=True))
-
-
-VERDICTS: list[tuple[str, Callable[[], nn.Module], str | None]] = [
-    ("k=1 with dilation", lambda: nn.Conv1d(4, 6, 1, dilation=3), None),
-    ("k=1, same, reflect", lambda: nn.Conv1d(4, 6, 1, padding="same", padding_mode="reflect"), None),
-    ("reflect without padding", lambda: nn.Conv1d(4, 6, 3, padding_mode="reflect"), None),
-    ("reflect, same", lambda: nn.Conv1d(4, 6, 3, padding="same", padding_mode="reflect"), "padding_mode='reflect'"),
-    ("one channel", lambda: nn.Conv1d(1, 1, 3, groups=1), None),
-    ("transposed", lambda: nn.ConvTranspose1d(4, 6, 3), "PEFT adapts no ConvTranspose1d"),
-    ("weight norm", lambda: weight_norm(nn.Conv1d(4, 6, 3)), r"computed \(WeightNorm\), and a merge"),
-    ("hooked", lambda: hooked(nn.Conv1d(4, 6, 3)), "forward hooks are not run"),
-    ("replaced forward", lambda: replaced(nn.Conv1d(4, 6, 3)), "forward was replaced"),
-    ("accelerate's forward", lambda: on_a_device(nn.Conv1d(4, 6, 3)), None),
-    ("subclass that adds nothing", lambda: Renamed(4, 6, 3, padding=1), None),
-    ("subclass, tanh", lambda: Scaled(4, 6, 3), "on Scaled is another function"),
-    ("subclass, pads by length", lambda: PadsToFour(4, 6, 3), "fails on PadsToFour|on PadsToFour is another"),
-    ("causal, on meta", lambda: Causal(4, 6, 3, device="meta"), None),
-    ("causal, float16", lambda: Causal(4, 6, 3, dtype=torch.float16), None),
-    ("transposing, as many channels as samples", lambda: Transposing(14, 14, 4), "another function|fails"),
-]
-
-
-@pytest.mark.parametrize("build, reason", [v[1:] for v in VERDICTS], ids=[v[0] for v in VERDICTS])
-def test_the_verdict_on_a_module(build: Callable[[], nn.Module], reason: str | None) -> None:
-    module = build()
-    state = torch.get_rng_state()
-    tensors = {key: (id(value), value._version) for key, value in module.named_parameters()}
-    why = why_plain_peft_differs(module, LoraConfig(use_dora=True))
-    if reason is None:
-        assert why is None
-    else:
-        assert why is not None
-        with pytest.raises(ValueError, match=reason):
-            raise ValueError(why)
-    assert torch.equal(torch.get_rng_state(), state), "a probe draws from nobody's random state"
-    assert {key: (id(value), value._version) for key, value in module.named_parameters()} == tensors
-
-
-def test_the_verdict_is_the_same_once_our_map_is_on() -> None:
-    for row, method in (cell.values for cell in CELLS):
-        settings = config(row, method)
-        before = why_plain_peft_differs(row.model().conv, settings)
-        layer = trained(row, method).base_model.model.conv
-        assert (why_plain_peft_differs(layer.get_base_layer(), settings) is None) is (before is None), row.name
-
-
-def test_a_streaming_convolution_keeps_its_memory() -> None:
-    class Streaming(nn.Conv1d):
-        seen: torch.Tensor | None = None
-
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            past = input.new_zeros(*input.shape[:2], 2) if self.seen is None else self.seen
-            self.seen = input[..., -2:]
-            return super().forward(torch.cat([past, input], -1))
-
-    conv = Streaming(4, 6, 3).double()
-    conv.seen = torch.ones(1, 4, 2, dtype=torch.float64)
-    memory = conv.seen.clone()
-    model = Net(conv, {}).eval()
-    with audiolora.enabled():
-        get_peft_model(model, LoraConfig(r=2, target_modules=["conv"]))
-    assert torch.equal(conv.seen, memory)

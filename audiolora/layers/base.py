@@ -231,12 +231,15 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         self._originals = {}
         self.merged_adapters.clear()
 
+    def is_merged(self, adapter_names: list[str] | None) -> bool:
+        """Whether these adapters (None: the active ones) are in the base's weight already."""
+        return set(self.active_adapters if adapter_names is None else adapter_names) <= set(self.merged_adapters)
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """PEFT's way out: the base itself, merged or not, as it was before adaptation."""
-        wanted = self.active_adapters if adapter_names is None else adapter_names
-        if merge and not set(wanted) <= set(self.merged_adapters):
+        if merge and not self.is_merged(adapter_names):
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         return self.detach_map()
 

@@ -5,7 +5,7 @@ Where every adapted convolution is one that plain PEFT gets right, the file is P
 ends in ``KeyError: 'AUDIOLORA_LORA'``, and an extra key says which modules are meant and why::
 
     "peft_type": "AUDIOLORA_LORA",
-    "audiolora": {"version": "0.1.0", "weight_space": {"encoder.conv1": "dilation=2, which …"}}
+    "audiolora": {"version": 1, "weight_space": {"encoder.conv1": "dilation=2, which …"}}
 
 An extra key alone would only draw a warning, after which PEFT goes on. While audiolora is enabled PEFT knows the type:
 such a file loads as the ``LoraConfig`` it is, of type ``LORA``.
@@ -21,6 +21,9 @@ from audiolora.layers.plain_peft import why_plain_peft_differs
 
 PEFT_TYPE = "AUDIOLORA_LORA"
 """Stands in ``adapter_config.json`` for ``LORA``."""
+
+VERSION = 1
+"""Of what the key holds."""
 
 
 @dataclass
@@ -69,8 +72,6 @@ def mark(config: LoraConfig, path: str, base: nn.Module) -> None:
             f"{path}: plain PEFT would load this adapter as another function ({why}), and a {type(config).__name__} "
             "cannot say so in its file; use a peft.LoraConfig"
         )
-    from audiolora import __version__
-
     said = getattr(config, "audiolora", {}).get("weight_space", {})
     config.__class__ = WeightSpaceLoraConfig
-    config.audiolora = {"version": __version__, "weight_space": {**said, path: why}}
+    config.audiolora = {"version": VERSION, "weight_space": {**said, path: why}}

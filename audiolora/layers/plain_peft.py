@@ -126,11 +126,11 @@ def _plain_copy(base: nn.Conv1d, cls: type) -> Any:
     copied.__dict__.update(copy.deepcopy(kept))
     modules = {name: module for name, module in base._modules.items() if name != "parametrizations"}
     copied._modules.update(copy.deepcopy(modules))
-    bias = getattr(base, "bias", None)
-    shapes = {"weight": base.weight.shape, "bias": None if bias is None else bias.shape}
-    shapes |= {name: value if value is None else value.shape for name, value in base._parameters.items()}
-    for name, shape in shapes.items():
-        empty = None if shape is None else nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    tensors: dict[str, Any] = dict(base._parameters)
+    for name in base.parametrizations if parametrize.is_parametrized(base) else ():  # type: ignore[union-attr]
+        tensors[name] = parametrizations_of(base, name).original
+    for name, tensor in tensors.items():
+        empty = None if tensor is None else nn.Parameter(torch.zeros(tensor.shape, dtype=torch.float64))
         copied._parameters[name] = empty
     return copied.to("cpu", torch.float64).eval()
 
