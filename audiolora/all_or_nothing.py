@@ -4,6 +4,7 @@ PEFT replaces, fills and merges one module after the other; an error at the fift
 enabled these functions stand where PEFT's own are looked up (`audiolora.integration`) and call them.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -113,6 +114,7 @@ def _note_ties(model: nn.Module) -> None:
         layer.tied_to = tuple(sorted(paths - {layer.path}))
 
 
+@functools.wraps(_load_adapter, assigned=(), updated=())  # for whoever asks for its signature
 def load_adapter(
     self: PeftModel, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any
 ) -> Any:
@@ -131,6 +133,7 @@ def load_adapter(
         raise
 
 
+@functools.wraps(_from_pretrained, assigned=(), updated=())
 def from_pretrained(
     cls: type[PeftModel], model: nn.Module, model_id: Any, adapter_name: str = "default", *args: Any, **kwargs: Any
 ) -> PeftModel:
