@@ -8,8 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from audiolora.all_or_nothing import undone_on_error
 from audiolora.integration import enable
-from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.lora import alpha_refused
 from audiolora.presets import preset_for, resolve_targets, target_modules
 
 METHODS = ("lora", "dora")
@@ -36,6 +37,8 @@ def lora_config(
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}; try dropout=0.05")
+    if alpha is not None and (why := alpha_refused(alpha)) is not None:
+        raise ValueError(f"{why}; try alpha=16, or leave it out for 2·r")
     resolved = resolve_targets(model, targets, preset_for(model))
     ranks = _ranks(r, resolved)
     default = Counter(ranks.values()).most_common(1)[0][0]
@@ -81,8 +84,9 @@ def adapt(
         adapter_name: PEFT's name for the adapter.
 
     Raises:
-        ValueError: an unknown method, a rank below 1 or given for something that is no target, dropout outside of
-            [0, 1), a target that matches nothing or that no adapter fits. After any error the model is as it was.
+        ValueError: an unknown method, a rank below 1 or given for something that is no target, an alpha that is not
+            positive, dropout outside of [0, 1), a target that matches nothing or that no adapter fits. After any error
+            the model is as it was.
         TypeError: the model is adapted already.
 
     Example:
@@ -99,24 +103,8 @@ def adapt(
         )
     config = lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
     enable()
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
+    with undone_on_error(model, adapter_name):
         return get_peft_model(model, config, adapter_name=adapter_name)
-    except Exception:
-        # PEFT replaces one module after the other: those before the one that failed are put back.
-        _take_off(model)
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad_(requires_grad)
-        raise
-
-
-def _take_off(model: nn.Module) -> None:
-    """Every adapted module replaced by its base, as it was."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            base = layer.detach_map() if isinstance(layer, WeightSpaceLayer) else layer.get_base_layer()
-            setattr(model.get_submodule(parent), child, base)
 
 
 def _ranks(r: int | Mapping[str, int], resolved: Mapping[str, Sequence[str]]) -> dict[str, int]:

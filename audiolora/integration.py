@@ -2,18 +2,24 @@
 
 PEFT asks a chain of dispatchers for a layer and looks the last one up by name at each call; that name is what we
 rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
-``inject_adapter``, which all of them call, is rebound too: what it adapted is watched until the first forward.
-Importing audiolora changes nothing.
+A few more names are rebound with it (`_REBOUND`): what PEFT leaves half done after an error is then undone, PEFT reads
+the files that it must not read without us, and what was adapted is watched until the first forward. Importing audiolora
+changes nothing.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft import PeftModel, peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import LoraModel
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from audiolora import all_or_nothing, fitting
+from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import watch_participation
 
@@ -27,14 +33,55 @@ def _dispatch(
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target  # type: ignore[operator]
     if parameter_name is None and isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
         return LoraConv1d(target, adapter_name, config=config, **kwargs)
-    if ".parametrizations." in kwargs.get("target_name", ""):
+    name = kwargs.get("target_name", "")
+    if ".parametrizations." in name:
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
-    return _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
+    layer = _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
+    if layer is None:  # ours is the last dispatcher
+        raise ValueError(
+            f"{name}: Target module {type(base).__name__} is not supported; an adapter fits nn.Conv1d, "
+            "nn.ConvTranspose1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d and nn.MultiheadAttention; "
+            "leave it out of target_modules"
+        )
+    return layer
 
 
 def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
     _peft_inject_adapter(self, model, adapter_name, *args, **kwargs)
     watch_participation(model, adapter_name)
+
+
+_ABSENT = object()
+# What enable() rebinds: (holder, name, ours). A holder is a module or a class, or a dict.
+_REBOUND: list[tuple[Any, str, Any]] = [
+    (lora_model, "dispatch_default", _dispatch),
+    (LoraModel, "inject_adapter", all_or_nothing.inject_adapter),
+    (BaseTuner, "inject_adapter", _inject_adapter),
+    (PeftModel, "load_adapter", all_or_nothing.load_adapter),
+    (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
+    (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
+    (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE, WeightSpaceLoraConfig),
+]
+
+
+def _bound() -> list[Any]:
+    """What the names of `_REBOUND` stand for now."""
+    return [(holder if isinstance(holder, dict) else vars(holder)).get(name, _ABSENT) for holder, name, _ in _REBOUND]
+
+
+def _bind(values: list[Any]) -> None:
+    for (holder, name, _), value in zip(_REBOUND, values, strict=True):
+        if isinstance(holder, dict):
+            holder.pop(name, None)
+            if value is not _ABSENT:
+                holder[name] = value
+        elif value is not _ABSENT:
+            setattr(holder, name, value)
+        elif name in vars(holder):
+            delattr(holder, name)
+
+
+_PEFT_S = _bound()
 
 
 def enable() -> None:
@@ -49,8 +96,7 @@ def enable() -> None:
         >>> audiolora.enable()
         >>> audiolora.disable()
     """
-    lora_model.dispatch_default = _dispatch
-    BaseTuner.inject_adapter = _inject_adapter
+    _bind([ours for _, _, ours in _REBOUND])
 
 
 def disable() -> None:
@@ -60,8 +106,7 @@ def disable() -> None:
         >>> import audiolora
         >>> audiolora.disable()
     """
-    lora_model.dispatch_default = _peft_dispatch_default
-    BaseTuner.inject_adapter = _peft_inject_adapter
+    _bind(_PEFT_S)
 
 
 @contextmanager
@@ -73,9 +118,9 @@ def enabled() -> Iterator[None]:
         >>> with audiolora.enabled():
         ...     pass
     """
-    before = lora_model.dispatch_default, BaseTuner.inject_adapter
+    before = _bound()
     enable()
     try:
         yield
     finally:
-        lora_model.dispatch_default, BaseTuner.inject_adapter = before
+        _bind(before)

@@ -29,13 +29,13 @@ class LowRank:
     Args:
         A: (r, C_in/g, k); over a Linear's weight (r, in).
         B: (C_out, r).
-        scaling: s.
+        scaling: s; PEFT makes it a tensor for compiled models whose adapters are swapped.
         transposed_groups: g where the weight is a transposed convolution's, (C_in, C_out/g, k); else None.
     """
 
     A: torch.Tensor
     B: torch.Tensor
-    scaling: float
+    scaling: float | torch.Tensor
     transposed_groups: int | None = None
 
 
@@ -71,7 +71,8 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
 
 def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
     """W + ΔW in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
-    if weight.dtype == term.A.dtype == term.B.dtype == torch.float32 and term.transposed_groups is None:
+    float32 = weight.dtype == term.A.dtype == term.B.dtype == torch.float32
+    if float32 and term.transposed_groups is None and not isinstance(term.scaling, torch.Tensor):
         # The same sum in one pass over W; the order of its roundings is BLAS's.
         return torch.addmm(weight.flatten(1), term.B, term.A.flatten(1), alpha=term.scaling).view_as(weight)
     return weight + lora_delta(term, weight.dtype)

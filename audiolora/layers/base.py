@@ -41,8 +41,13 @@ class WeightMap(nn.Module):
 
 
 class WeightSpaceLayer(nn.Module, BaseTunerLayer):
-    """A layer whose adapter is a map on ``base_layer``'s weight; see the module's text."""
+    """A layer whose adapter is a map on ``base_layer``'s weight; see the module's text.
 
+    ``path`` is the module's name in its model, ``tied_to`` the other modules whose tensors are the same objects.
+    """
+
+    path: str
+    tied_to: tuple[str, ...] = ()
     _old_weight_norm: bool
     _originals: dict[str, torch.Tensor]
 
@@ -70,8 +75,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         """Put the map onto the base's weight.
 
         Raises:
-            ValueError: the weight is neither a parameter nor parametrized: something recomputes it, and would undo the
-                map in silence.
+            ValueError: the weight is neither a parameter nor parametrized (something recomputes it, and would undo the
+                map in silence), or it is not of a floating-point type that a sum can be formed in.
         """
         base = self.get_base_layer()
         self._originals = {}
@@ -82,15 +87,23 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         self._old_weight_norm = modernise_weight_norm(base)
         if base._parameters.get("weight") is None and not parametrize.is_parametrized(base, "weight"):
             raise ValueError(
-                f"{type(base).__name__}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
+                f"{self.path}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
                 "it would be lost; take that off first, or use its form in torch.nn.utils.parametrizations"
+            )
+        # Not base.weight.dtype: reading a spectrally normed weight takes a step of its power iteration.
+        weight = base._parameters.get("weight")
+        dtype = (next(parametrizations_of(base, "weight").parameters()) if weight is None else weight).dtype
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            raise ValueError(
+                f"{self.path}: its weight is {dtype}, and W + ΔW can be formed in float16, bfloat16, float32 or "
+                "float64 only; leave the module out of target_modules, or adapt it before it is quantised"
             )
         self.map_tensor("weight")
 
     def map_tensor(self, name: str) -> None:
         """Put the map onto one tensor of the base; nothing happens where it is already."""
         base = self.get_base_layer()
-        if self._is_mapped(name):
+        if self.is_mapped(name):
             return
         _own_class(base)
         parameter = base._parameters.get(name)
@@ -99,20 +112,30 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
             parametrizations_of(base, name)._parameters["original"] = parameter
 
-    def _is_mapped(self, name: str) -> bool:
+    def unmap_tensor(self, name: str) -> None:
+        """Take the map off one tensor of the base; nothing happens where there is none."""
+        base = self.get_base_layer()
+        if not self.is_mapped(name):
+            return
+        _own_class(base)
+        chain = parametrizations_of(base, name)
+        if len(chain) == 1:
+            parameter = chain._parameters["original"]
+            parametrize.remove_parametrizations(base, name, leave_parametrized=False)
+            base._parameters[name] = parameter  # as in `map_tensor`
+        else:
+            del chain[len(chain) - 1]
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether the map is on this tensor of the base."""
         base = self.get_base_layer()
         return parametrize.is_parametrized(base, name) and isinstance(parametrizations_of(base, name)[-1], WeightMap)
 
     def detach_map(self) -> nn.Module:
         """Take the map off and return the base with the class and the keys it came with."""
         base = self.get_base_layer()
-        _own_class(base)
-        for name in filter(self._is_mapped, ("weight", "bias")):
-            chain = parametrizations_of(base, name)
-            if len(chain) == 1:
-                parametrize.remove_parametrizations(base, name, leave_parametrized=False)
-            else:
-                del chain[len(chain) - 1]
+        for name in ("weight", "bias"):
+            self.unmap_tensor(name)
         if self._old_weight_norm:
             restore_old_weight_norm(base)
         for name in filter(base._parameters.__contains__, self._order):  # optimisers know parameters by their order
@@ -131,8 +154,12 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         if name == "bias":
             return self.adapt_bias(tensor, adapters)
         factors = [factor for adapter in adapters for factor in self.factors_of(adapter)]
-        settings = tuple((adapter, self.settings_of(adapter)) for adapter in adapters)
-        return self._cache.get(factors, self._base_of(tensor), settings, lambda: self.adapt_weight(tensor, adapters))
+        return self._cache.get(
+            factors,
+            self._base_of(tensor),
+            lambda: tuple((adapter, self.settings_of(adapter)) for adapter in adapters),
+            lambda: self.adapt_weight(tensor, adapters),
+        )
 
     def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """What the base's weight is made of: itself, or what weight norm makes it from."""
@@ -215,20 +242,30 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         """Write W' into the base; the base's own tensors are kept, so that `unmerge` restores them bit for bit.
 
         Raises:
-            ValueError: ``safe_merge`` and the merged weight is not finite, or the base cannot hold it (a spectral norm
-                would scale it back); the base is then left as it was.
+            ValueError: ``safe_merge`` and the merged weight is not finite, another module shares the tensors, or the
+                base cannot hold the merged weight (a spectral norm would scale it back); the base is then left as it
+                was.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self._get_available_adapters()]
         if not names:
             return
         base = self.get_base_layer()
+        if self.tied_to:
+            raise ValueError(
+                f"{self.path}: its tensors are also those of {', '.join(self.tied_to)}, and merging would change that "
+                "too; leave the adapter unmerged, or untie them before adapting: "
+                "module.weight = nn.Parameter(module.weight.detach().clone())"
+            )
         with torch.no_grad():
             merged = {"weight": self.adapt_weight(self.base_tensor("weight"), names)}
-            if self._is_mapped("bias"):
+            if self.is_mapped("bias"):
                 merged["bias"] = self.adapt_bias(self.base_tensor("bias"), names)
             broken = [name for name, value in merged.items() if safe_merge and not value.isfinite().all()]
             if broken:
-                raise ValueError(f"NaNs detected in the merged {broken[0]}: adapter {names} seems to be broken")
+                raise ValueError(
+                    f"{self.path}: NaNs detected in the merged {broken[0]}; adapter {names} seems to be broken, "
+                    "take another checkpoint of it"
+                )
             for name, parameter in base.named_parameters():
                 self._originals.setdefault(name, parameter.detach().clone())
             self.merged_adapters.extend(names)
@@ -238,8 +275,9 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             if lost and all(value.isfinite().all() for value in merged.values()):
                 self.unmerge()
                 raise ValueError(
-                    f"{type(base).__name__}: its parametrization cannot hold the merged {lost[0]}; take it off with "
-                    "torch.nn.utils.parametrize.remove_parametrizations before adapting, or leave the adapter unmerged"
+                    f"{self.path}: its parametrization or quantised tensor cannot hold the merged {lost[0]}; take it "
+                    "off with torch.nn.utils.parametrize.remove_parametrizations before adapting, or leave the adapter "
+                    "unmerged"
                 )
 
     def unmerge(self) -> None:
@@ -251,11 +289,15 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         self._originals = {}
         self.merged_adapters.clear()
 
+    def is_merged(self, adapter_names: list[str] | None) -> bool:
+        """Whether these adapters (None: the active ones) are in the base's weight already."""
+        return set(self.active_adapters if adapter_names is None else adapter_names) <= set(self.merged_adapters)
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """PEFT's way out: the base itself, merged or not, as it was before adaptation."""
-        if merge:
+        if merge and not self.is_merged(adapter_names):
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         return self.detach_map()
 

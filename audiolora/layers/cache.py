@@ -26,21 +26,21 @@ class WeightCache:
         self,
         factors: Sequence[torch.Tensor],
         base: Sequence[torch.Tensor],
-        settings: Hashable,
+        settings: Callable[[], Hashable],
         make: Callable[[], torch.Tensor],
     ) -> torch.Tensor:
         """The kept weight, or a new one from ``make``.
 
         Args:
             factors, base: the tensors that the weight is a function of.
-            settings: whatever else it is a function of.
+            settings: gives whatever else it is a function of.
             make: gives the weight.
         """
         sources = [*factors, *base]
         if _recorded(sources):
             return make()
-        entry = self._entry
-        if entry is not None and entry.settings == settings and entry.is_of(sources):
+        entry, now = self._entry, settings()
+        if entry is not None and entry.settings == now and entry.is_of(sources):
             return entry.weight
         self._entry = None
         if not all(_keepable(source) for source in sources):
@@ -50,7 +50,7 @@ class WeightCache:
         if type(weight) is torch.Tensor:
             watches = [_Watch(source, source.numel()) for source in factors]
             watches += [_Watch(source, _SAMPLE) for source in base]
-            self._entry = _Entry(weight, settings, watches)
+            self._entry = _Entry(weight, now, watches)
         return weight
 
     def clear(self) -> None:

@@ -11,6 +11,7 @@ in PEFT's order too, so the same seed gives the same start. Where we differ from
 """
 
 import math
+import numbers
 import warnings
 from collections.abc import Hashable
 from typing import Any
@@ -24,6 +25,7 @@ from audiolora.conv.batched import Adapter
 from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined
 from audiolora.conv.weight import FactoredWeight
 from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.interchange import mark
 
 SUPPORTED_INITS = (True, False, "gaussian")
 
@@ -46,7 +48,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         r, lora_alpha: rank and alpha of this module, after ``rank_pattern`` and ``alpha_pattern``.
 
     Raises:
-        ValueError: a rank below 1, or an option that has no meaning for a convolution.
+        ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
             LoraLayer.__init__(self, base_layer)
         self.in_features, self.out_features = self.get_base_layer().in_channels, self.get_base_layer().out_channels
         self._active_adapter = adapter_name
+        self.path = kwargs.get("target_name") or type(base_layer).__name__
         try:
             self.attach()
             self.update_layer(adapter_name, r, lora_alpha, config, **kwargs)
@@ -74,12 +77,13 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add an adapter to this layer."""
-        _check(config, r, self.get_base_layer(), kwargs)
+        _check(config, r, lora_alpha, self.get_base_layer(), self.path)
         if config.lora_bias:
             self.map_tensor("bias")  # only then: PEFT's bias="all" finds the base's by its name
         with self._with_only(()):  # the new adapter is incomplete until the end: whoever looks sees the plain base
             self._add_adapter(adapter_name, r, lora_alpha, config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        mark(config, self.path, self.get_base_layer())
 
     def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
         base = self.get_base_layer()
@@ -127,7 +131,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         return factors if magnitude is None else [*factors, magnitude]
 
     def settings_of(self, adapter: str) -> Hashable:
-        return self.scaling[adapter], self._dropout_p(adapter)
+        return float(self.scaling[adapter]), self._dropout_p(adapter)
 
     def batched_adapter(self, adapter: str) -> Adapter | None:
         if self._dropout_p(adapter):
@@ -189,10 +193,28 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         return "audiolora." + super().__repr__()
 
 
-def _check(config: LoraConfig, r: int, base: nn.Module, kwargs: dict[str, Any]) -> None:
-    where = kwargs.get("target_name") or type(base).__name__
+def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:
+    """The rule that an alpha breaks, or None.
+
+    Zero trains nothing and a negative one is a slip of the keyboard, but a file that has one is a function like any
+    other (PEFT loads it), so for inference a finite number will do.
+
+    Example:
+        >>> alpha_refused(0)
+        'alpha must be a positive number, got 0'
+    """
+    number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    if number and (inference or alpha > 0):  # type: ignore[operator]
+        return None
+    return f"alpha must be a {'finite' if inference else 'positive'} number, got {alpha!r}"
+
+
+def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str) -> None:
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"{where}: r must be a positive integer, got {r!r}; try r=8")
+    why = alpha_refused(alpha, inference=config.inference_mode)
+    if why is not None:
+        raise ValueError(f"{where}: {why}; try lora_alpha={2 * r}")
     if config.init_lora_weights not in SUPPORTED_INITS:
         raise ValueError(
             f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "

@@ -34,8 +34,9 @@ def modernise_weight_norm(module: nn.Module) -> bool:
     torch.nn.utils.remove_weight_norm(module)
     parametrizations.weight_norm(module, dim=hook.dim)
     # g and v themselves, not values recomputed from W: v's length is free, and optimisers know these objects.
+    # Into the dict: accelerate's empty-weights context sends whatever is registered to `meta`.
     chain: Any = parametrizations_of(module, "weight")
-    chain.original0, chain.original1 = g, v
+    chain._parameters.update(original0=g, original1=v)
     return True
 
 
@@ -51,4 +52,8 @@ def restore_old_weight_norm(module: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch would rather see the new form; the model has the old
         old_weight_norm(module, dim=dim)
-    module.weight_g, module.weight_v = g, v
+    module._parameters.update(weight_g=g, weight_v=v)
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
+    hook = next(hook for hook in hooks if hook.name == "weight")
+    with torch.no_grad():
+        module.weight = hook.compute_weight(module)  # whoever reads it before the next forward sees W

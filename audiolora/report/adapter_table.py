@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PEFT_TYPES = ("LORA", "AUDIOLORA_LORA")  # the second where plain PEFT must not load it: audiolora.layers.interchange
 _PREFIX = "base_model.model."
 _A, _B = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
 
@@ -97,7 +98,7 @@ def read_adapter(folder: Path) -> AdapterFile:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the adapter is damaged: {error}; take another copy of it") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or config.get("peft_type") not in _PEFT_TYPES:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{folder}: a PEFT adapter of type {found}; audiolora knows LORA (LoRA and DoRA)")
     size_bytes = (folder / WEIGHTS_FILE).stat().st_size

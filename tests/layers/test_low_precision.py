@@ -1,4 +1,4 @@
-"""bf16 and fp16, as the model's own dtype and by autocast: every row of the table, near float64 and in the base's dtype."""
+"""bf16 and fp16, as the model's own dtype and by autocast: every row, near float64 and in the base's dtype."""
 
 from __future__ import annotations
 

@@ -1,0 +1,208 @@
+"""An injection, a load or a merge either comes to its end or leaves the model as it was.
+
+PEFT replaces, fills and merges one module after the other; an error at the fifth leaves four behind. While audiolora is
+enabled these functions stand where PEFT's own are looked up (`audiolora.integration`) and call them.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import NoMatchingPeftModuleError, PeftModel
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from torch import nn
+
+from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.participation import stop_watching
+
+_from_pretrained = PeftModel.from_pretrained.__func__
+_load_adapter = PeftModel.load_adapter
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Whatever the block puts into the model is taken out again if it raises.
+
+    That is: adapted or wrapped modules, an adapter of this name in layers that were there, maps on biases, buffers that
+    a parametrization changes when it is read, and ``requires_grad``.
+
+    Args:
+        model: any network, adapted or not.
+        adapter_name: what the block adds.
+    """
+    modules = dict(model.named_modules())
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and not b.is_meta]
+    layers = {id(module): module for module in modules.values() if isinstance(module, BaseTunerLayer)}
+    had = {key for key, layer in layers.items() if adapter_name in _adapters(layer)}
+    with_bias = {key for key, layer in layers.items() if _bias_is_mapped(layer)}
+    try:
+        yield
+    except Exception:
+        stop_watching(model)
+        for layer in [module for module in model.modules() if isinstance(module, WeightSpaceLayer)]:
+            if id(layer) not in layers:
+                layer.detach_map()
+        for name, module in modules.items():  # a parent comes before its children
+            parent, _, child = name.rpartition(".")
+            if name and model.get_submodule(parent)._modules[child] is not module:
+                model.get_submodule(parent)._modules[child] = module
+        for key, layer in layers.items():
+            if key not in had and adapter_name in _adapters(layer):
+                layer.delete_adapter(adapter_name)
+            if isinstance(layer, WeightSpaceLayer) and key not in with_bias:
+                layer.unmap_tensor("bias")
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        raise
+
+
+def _adapters(layer: BaseTunerLayer) -> set[str]:
+    return {name for holder in layer.adapter_layer_names + layer.other_param_names for name in getattr(layer, holder)}
+
+
+def _bias_is_mapped(layer: BaseTunerLayer) -> bool:
+    return isinstance(layer, WeightSpaceLayer) and layer.is_mapped("bias")
+
+
+def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    """``BaseTuner.inject_adapter``: every way to a new adapter comes through here.
+
+    Raises:
+        ValueError: what PEFT or a layer refuses; the model is then as it was, and the adapter unknown to it.
+    """
+    known = set(self.peft_config) - {adapter_name}
+    try:
+        with undone_on_error(model, adapter_name):
+            try:
+                BaseTuner.inject_adapter(self, model, adapter_name, *args, **kwargs)
+            except NoMatchingPeftModuleError as error:
+                raise NoMatchingPeftModuleError(f"{error} {_what_it_has(model)}") from None
+            _note_ties(model)
+            if type(self) is LoraModel and any(isinstance(module, WeightSpaceLayer) for module in model.modules()):
+                self.__class__ = WeightSpaceLoraModel
+    except Exception:
+        if known:  # with no other adapter the tuner itself is given up
+            self.peft_config.pop(adapter_name, None)
+        raise
+
+
+def _what_it_has(model: nn.Module) -> str:
+    kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, BaseTunerLayer)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    fitting = [n for n, module in model.named_modules() if isinstance(module, kinds) and not n.startswith(inside)]
+    names = {name.rpartition(".")[2] for name in fitting if name}
+    return f"{type(model).__name__} has modules named {', '.join(sorted(names)) or '(none that can be adapted)'}."
+
+
+def _note_ties(model: nn.Module) -> None:
+    """Tell each of our layers which other modules hold the very tensors that a merge would write to."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    for layer in (module for module in model.modules() if isinstance(module, WeightSpaceLayer)):
+        chains = [chain for name, chain in layer.get_base_layer().parametrizations.items() if layer.is_mapped(name)]
+        names = {name for chain in chains for p in chain.parameters() for name in owners[id(p)]}
+        paths = {name.partition(".parametrizations.")[0].removesuffix(".base_layer") for name in names}
+        layer.tied_to = tuple(sorted(paths - {layer.path}))
+
+
+@functools.wraps(_load_adapter, assigned=(), updated=())  # for whoever asks for its signature
+def load_adapter(
+    self: PeftModel, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any
+) -> Any:
+    """``PeftModel.load_adapter``; an adapter that does not fit is not added.
+
+    Raises:
+        ValueError: it does not fit (`audiolora.fitting`).
+    """
+    new = adapter_name not in self.peft_config
+    try:
+        with undone_on_error(self, adapter_name):
+            return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+    except Exception:
+        if new:
+            self.peft_config.pop(adapter_name, None)
+        raise
+
+
+@functools.wraps(_from_pretrained, assigned=(), updated=())
+def from_pretrained(
+    cls: type[PeftModel], model: nn.Module, model_id: Any, adapter_name: str = "default", *args: Any, **kwargs: Any
+) -> PeftModel:
+    """``PeftModel.from_pretrained``; a model that the adapter does not fit is as it was.
+
+    Raises:
+        ValueError: it does not fit (`audiolora.fitting`).
+    """
+    had_config = hasattr(model, "peft_config")
+    try:
+        with undone_on_error(model, adapter_name):
+            return _from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
+    except Exception:
+        if not had_config:
+            model.__dict__.pop("peft_config", None)
+        raise
+
+
+@contextmanager
+def unmerged_on_error(model: nn.Module) -> Iterator[None]:
+    """Layers that the block merges are unmerged again if it raises; ours bit for bit, PEFT's by subtraction."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [list(layer.merged_adapters) for layer in layers]
+    try:
+        yield
+    except Exception:
+        for layer, names in zip(layers, before, strict=True):
+            if list(layer.merged_adapters) != names:
+                layer.unmerge()
+                if names:
+                    layer.merge(adapter_names=names)
+        raise
+
+
+class WeightSpaceLoraModel(LoraModel):
+    """PEFT's tuner once our layers are in it, whether audiolora is enabled or not."""
+
+    inject_adapter = inject_adapter
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's, of all layers or of none.
+
+        Raises:
+            ValueError: a merge that cannot be exact.
+        """
+        _note_ties(self.model)
+        with unmerged_on_error(self.model):
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        """PEFT's, with every layer merged before any is unloaded, ours first: a merge may be refused."""
+        with unmerged_on_error(self.model), warnings.catch_warnings():
+            if merge:
+                self._check_merge_allowed()
+                _note_ties(self.model)
+                for layer in (module for module in self.model.modules() if isinstance(module, WeightSpaceLayer)):
+                    if not layer.is_merged(adapter_names):
+                        with onload_layer(layer):
+                            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                warnings.filterwarnings("ignore", message="All adapters are already merged")  # by the lines above
+                super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+            return super()._unload_and_optionally_merge(
+                merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+            )

@@ -1,0 +1,77 @@
+"""Adapter files that plain PEFT must not run: what it would compute is another function.
+
+Where every adapted convolution is one that plain PEFT gets right, the file is PEFT's own to the letter. Elsewhere
+``adapter_config.json`` names a ``peft_type`` that PEFT does not have, so that every way of loading it without audiolora
+ends in ``KeyError: 'AUDIOLORA_LORA'``, and an extra key says which modules are meant and why::
+
+    "peft_type": "AUDIOLORA_LORA",
+    "audiolora": {"version": 1, "weight_space": {"encoder.conv1": "dilation=2, which …"}}
+
+An extra key alone would only draw a warning, after which PEFT goes on. While audiolora is enabled PEFT knows the type:
+such a file loads as the ``LoraConfig`` it is, of type ``LORA``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig
+from torch import nn
+
+from audiolora.layers.plain_peft import why_plain_peft_differs
+
+PEFT_TYPE = "AUDIOLORA_LORA"
+"""Stands in ``adapter_config.json`` for ``LORA``."""
+
+VERSION = 1
+"""Of what the key holds."""
+
+
+@dataclass
+class WeightSpaceLoraConfig(LoraConfig):
+    """A ``LoraConfig`` whose adapter plain PEFT would run as another function.
+
+    Args:
+        audiolora: ``{"version": …, "weight_space": {module path: reason}}``; the rest is `LoraConfig`'s.
+    """
+
+    audiolora: dict[str, Any] = field(default_factory=dict, metadata={"help": "What plain PEFT would get wrong"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT's, under the type that plain PEFT refuses."""
+        return {**super().to_dict(), "peft_type": PEFT_TYPE}
+
+
+def mark(config: LoraConfig, path: str, base: nn.Module) -> None:
+    """Make the config, and the file it goes into, say so if plain PEFT would get its adapter on this module wrong.
+
+    In place: PEFT's model classes go on using the object that they were given. What the config says already (it came
+    from a file, or serves other modules) stays.
+
+    Args:
+        config: of the adapter; its class becomes `WeightSpaceLoraConfig`, which is a ``LoraConfig``.
+        path: of the module in its model.
+        base: the module, with or without audiolora's map on its weight.
+
+    Raises:
+        TypeError: a subclass of ``LoraConfig``, whose file audiolora would not know how to read.
+
+    Example:
+        >>> config = LoraConfig()
+        >>> mark(config, "conv1", nn.Conv1d(4, 4, 3))
+        >>> config.to_dict()["peft_type"].value
+        'LORA'
+        >>> mark(config, "conv2", nn.Conv1d(4, 4, 3, groups=2))
+        >>> config.to_dict()["peft_type"], list(config.audiolora["weight_space"])
+        ('AUDIOLORA_LORA', ['conv2'])
+    """
+    why = why_plain_peft_differs(base, config)
+    if why is None:
+        return
+    if type(config) not in (LoraConfig, WeightSpaceLoraConfig):
+        raise TypeError(
+            f"{path}: plain PEFT would load this adapter as another function ({why}), and a {type(config).__name__} "
+            "cannot say so in its file; use a peft.LoraConfig"
+        )
+    said = getattr(config, "audiolora", {}).get("weight_space", {})
+    config.__class__ = WeightSpaceLoraConfig
+    config.audiolora = {"version": VERSION, "weight_space": {**said, path: why}}
