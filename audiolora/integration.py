@@ -1,11 +1,12 @@
 """Where PEFT gets its layers: ``enable()`` makes it put ours where a 1-D convolution stands.
 
 PEFT asks a chain of dispatchers for a layer and looks the last one up by name at each call; that name is what we
-rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
+rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``. The
+few functions of PEFT that know its own layers alone are rebound with it (`audiolora.layers.peft_methods`).
 Importing audiolora changes nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from peft.tuners.lora import model as lora_model
 from torch import nn
 
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.peft_methods import REPLACEMENTS
 
 _peft_dispatch_default = lora_model.dispatch_default
 
@@ -28,17 +30,27 @@ def _dispatch(
     return _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
 
 
+_BINDINGS = ((lora_model, "dispatch_default", _dispatch), *REPLACEMENTS)
+_STOCK = tuple(getattr(owner, name) for owner, name, _ in _BINDINGS)
+
+
+def _bind(functions: Iterable[Any]) -> None:
+    for (owner, name, _), function in zip(_BINDINGS, functions, strict=True):
+        setattr(owner, name, function)
+
+
 def enable() -> None:
     """Make PEFT use audiolora's layers for 1-D convolutions, from now on; calling it again changes nothing.
 
-    Models that are adapted already keep the layers they have.
+    Models that are adapted already keep the layers they have; combining and hot-swapping adapters on ours, and
+    reading the base's state dict, wants audiolora enabled.
 
     Example:
         >>> import audiolora
         >>> audiolora.enable()
         >>> audiolora.disable()
     """
-    lora_model.dispatch_default = _dispatch
+    _bind(ours for _, _, ours in _BINDINGS)
 
 
 def disable() -> None:
@@ -48,7 +60,7 @@ def disable() -> None:
         >>> import audiolora
         >>> audiolora.disable()
     """
-    lora_model.dispatch_default = _peft_dispatch_default
+    _bind(_STOCK)
 
 
 @contextmanager
@@ -60,9 +72,9 @@ def enabled() -> Iterator[None]:
         >>> with audiolora.enabled():
         ...     pass
     """
-    before = lora_model.dispatch_default
+    before = [getattr(owner, name) for owner, name, _ in _BINDINGS]
     enable()
     try:
         yield
     finally:
-        lora_model.dispatch_default = before
+        _bind(before)

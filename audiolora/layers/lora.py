@@ -120,6 +120,11 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
                     f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one, and "
                     f"no torch.export in training mode; active now: {adapters}"
                 )
+        return self.merged_weight(weight, adapters)
+
+    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
+        for name in adapters:
             weight = adapted_weight(weight, self.term(name), self._magnitude(name))
         return weight
 
