@@ -134,7 +134,9 @@ def settle(
         if f"{path}.lora_A.{adapter_name}.weight" in tensors:
             _set_scaling(path, layer, adapter_name, config)
         elif layer.use_dora[adapter_name]:
-            layer.lora_magnitude_vector[adapter_name].weight.copy_(layer._start_magnitude(adapter_name).view(1, -1, 1))
+            with layer._with_only(()):  # ‖W‖, of the base as it is
+                start = layer._start_magnitude(adapter_name)
+            layer.lora_magnitude_vector[adapter_name].weight.copy_(start.view(1, -1, 1))
 
 
 def _set_scaling(path: str, layer: LoraConv1d, adapter_name: str, config: LoraConfig) -> None:
