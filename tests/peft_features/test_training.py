@@ -81,7 +81,7 @@ def compiled_inference(method: str, backend: str, active: tuple[Any, ...], **tol
     assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
 
 
-@each_method
+@lora_and_dora
 def test_compiled_training_is_one_graph_and_eager_s_gradients(method: str) -> None:
     compiled_step(method, "aot_eager", rtol=1e-5, atol=1e-6)
 
@@ -103,6 +103,7 @@ def test_inductor_s_inference_follows_the_active_adapters(method: str) -> None:
     compiled_inference(method, "inductor", ("default", "second", ["default", "second"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @lora_and_dora
 def test_a_compiled_step_trains_as_eager_s(method: str) -> None:
     """Three steps of an optimiser: what the graph holds on to is the parameter, not its value."""

@@ -52,6 +52,11 @@ def outcomes(sources: Path, convolutions: str, folder: Path) -> Outcomes:
     return json.loads(report.read_text("utf-8"))
 
 
+def test_the_sources_are_of_the_peft_that_is_installed() -> None:
+    requirements = (Path(__file__).parent / "requirements.txt").read_text("utf-8")
+    assert f"\npeft=={peft.__version__} --hash=sha256:" in requirements, "raise PEFT's line and hash here too"
+
+
 @pytest.mark.slow
 def test_what_passes_with_peft_s_convolutions_passes_with_ours(sources: Path, tmp_path: Path) -> None:
     stock, ours = (outcomes(sources, whose, tmp_path) for whose in ("peft", "audiolora"))
