@@ -47,14 +47,7 @@ def check_combination(
         ValueError: not one weight an adapter, no density where one is needed, DoRA, or a ``lora_bias`` that the new
             adapter, whose settings are the first one's, would not have.
     """
-    if len(adapters) != len(weights):
-        raise ValueError(f"add_weighted_adapter needs a weight an adapter: {len(adapters)} adapters, weights={weights}")
-    if combination_type.removesuffix("_svd") in NEEDS_DENSITY and len(adapters) > 1:
-        if density is None or not 0 <= density <= 1:
-            raise ValueError(
-                f"combination_type={combination_type!r} needs density, the share of values to keep in [0, 1], "
-                f"got {density!r}; try density=0.5"
-            )
+    _check_numbers(adapters, weights, combination_type, density)
     for path, layer in layers.items():
         present = [name for name in adapters if name in layer.lora_A]
         dora = [name for name in present if layer.use_dora[name]]
@@ -68,6 +61,19 @@ def check_combination(
             raise ValueError(
                 f"{path}: lora_bias of {with_bias} would be lost, for the new adapter takes the settings of "
                 f"{adapters[0]!r}; name one with lora_bias first"
+            )
+
+
+def _check_numbers(
+    adapters: Sequence[str], weights: Sequence[float], combination_type: str, density: float | None
+) -> None:
+    if len(adapters) != len(weights):
+        raise ValueError(f"add_weighted_adapter needs a weight an adapter: {len(adapters)} adapters, weights={weights}")
+    if combination_type.removesuffix("_svd") in NEEDS_DENSITY and len(adapters) > 1:
+        if density is None or not 0 <= density <= 1:
+            raise ValueError(
+                f"combination_type={combination_type!r} needs density, the share of values to keep in [0, 1], "
+                f"got {density!r}; try density=0.5"
             )
 
 

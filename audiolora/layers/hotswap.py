@@ -20,6 +20,7 @@ from torch import nn
 
 from audiolora.layers.lora import LoraConv1d
 
+RANK_AXIS = {"lora_A.weight": 0, "lora_B.weight": 1}
 FACTORS = ("lora_A.", "lora_B.", "lora_magnitude_vector.")
 
 
@@ -76,40 +77,42 @@ def fitted(
         for key, tensor in tensors.items()
     }
     wrong: list[str] = []
-    grow: list[tuple[nn.Parameter, tuple[int, ...]]] = []
-    for key, tensor in list(named.items()):
+    shapes: list[tuple[str, nn.Parameter, tuple[int, ...]]] = []
+    for key, tensor in named.items():
         path, factor, _, kind = key.rsplit(".", 3) if key.count(".") >= 3 else ("", "", "", "")
         if path not in layers or adapter_name not in getattr(layers[path], factor, ()):
             continue  # PEFT's layer, or PEFT's error
-        here, rank_axis = getattr(getattr(layers[path], factor)[adapter_name], kind), 1 if factor == "lora_B" else 0
-        free = factor in ("lora_A", "lora_B") and kind == "weight"
-        target = list(tensor.shape)
-        if free and len(target) == here.dim() and here.shape[rank_axis] > target[rank_axis]:
-            target[rank_axis] = here.shape[rank_axis]
+        here = getattr(getattr(layers[path], factor)[adapter_name], kind)
         prepared = isinstance(layers[path].scaling[adapter_name], torch.Tensor)
-        may_grow = free and not prepared
-        if not _fits(tuple(target), tuple(here.shape), rank_axis if may_grow else None):
+        shape = _shape_for(tensor, here, RANK_AXIS.get(f"{factor}.{kind}"), may_grow=not prepared)
+        if shape is None:
             wrong.append(f"{key} {tuple(tensor.shape)}, here {tuple(here.shape)}")
-            continue
-        if tuple(target) != tuple(here.shape):
-            grow.append((here, tuple(target)))
-        named[key] = _padded(tensor, tuple(target)) if target != list(tensor.shape) else tensor
+        else:
+            shapes.append((key, here, shape))
     if wrong:
         raise ValueError(
-            "the adapter does not fit this model: "
-            + "; ".join(wrong)
-            + " (a higher rank needs prepare_model_for_compiled_hotswap with target_rank=the highest, before compiling)"
+            f"the adapter does not fit this model: {'; '.join(wrong)} (a higher rank than a model was prepared for "
+            "needs prepare_model_for_compiled_hotswap with target_rank=the highest of all, before it is compiled)"
         )
-    for parameter, shape in grow:
-        parameter.grad, parameter.data = None, parameter.new_zeros(shape)
+    for key, here, shape in shapes:
+        if here.shape != shape:  # the same function still, should PEFT refuse the swap
+            here.grad, here.data = None, _padded(here.data, shape)
+        if named[key].shape != shape:
+            named[key] = _padded(named[key], shape)
     return named
 
 
-def _fits(shape: tuple[int, ...], here: tuple[int, ...], growing_axis: int | None) -> bool:
-    """The same shape, but for the axis that may be larger."""
-    if growing_axis is None or len(shape) != len(here):
-        return shape == here
-    return all(a == b or (axis == growing_axis and a > b) for axis, (a, b) in enumerate(zip(shape, here, strict=True)))
+def _shape_for(
+    tensor: torch.Tensor, here: torch.Tensor, rank_axis: int | None, may_grow: bool
+) -> tuple[int, ...] | None:
+    """The shape in which the one can stand for the other: theirs, with the higher rank of the two; None if none can."""
+    shape, present = list(tensor.shape), list(here.shape)
+    if rank_axis is not None and len(shape) == len(present):
+        higher = max(shape[rank_axis], present[rank_axis])
+        shape[rank_axis] = higher
+        if may_grow:
+            present[rank_axis] = higher
+    return tuple(shape) if shape == present else None
 
 
 @torch.no_grad()

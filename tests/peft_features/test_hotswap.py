@@ -110,6 +110,15 @@ def test_tensors_of_another_network_are_all_named(tmp_path: Path) -> None:
         hotswap.hotswap_adapter_from_state_dict(model, tensors, "default", LoraConfig(r=2))
 
 
+def test_what_peft_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """A module that the model has no adapter for; those before it fit and have a higher rank."""
+    model, x = adapted(target_modules=["plain"]).eval(), sample()
+    before = model(x)
+    with pytest.raises(RuntimeError, match="unexpected keys found.*grouped"):
+        swap(model, saved(tmp_path, 5, 3))
+    close(model(x), before)
+
+
 def test_a_merged_adapter_is_refused_as_peft_does(tmp_path: Path) -> None:
     model = adapted(r=2).eval()
     folder = saved(tmp_path, 4, 3)
