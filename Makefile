@@ -75,7 +75,7 @@ test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environ
 	@touch $@
 
 test-peft: .venv-peft/.ready  ## PEFT's own tests of a convolution, with our layers in place
-	PEFT_SOURCES=$(abspath .venv-peft/sources) $(TEST_ENV) .venv-peft/bin/python -m pytest -s -m slow -vv tests/peft_suite
+	PEFT_SOURCES=$(abspath .venv-peft/sources) $(TEST_ENV) .venv-peft/bin/python -m pytest -s -m slow tests/peft_suite
 
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
