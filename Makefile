@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio demo clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,9 +61,25 @@ test-slow: setup  ## the tests that download, train or take long
 test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environment of its own
 	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/test_torchaudio_extra.py
 
+# PEFT's tests are in its source distribution alone; of what they import, .venv lacks diffusers. The source is only
+# unpacked, never installed: the tests run against the PEFT in .venv.
+.venv-peft/.ready: $(READY) tests/peft_suite/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peft
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-peft/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary peft --require-hashes \
+		-r tests/peft_suite/requirements.txt -d .venv-peft/downloads
+	.venv-peft/bin/python -m pip install --quiet --no-deps .venv-peft/downloads/diffusers-*.whl
+	mkdir -p .venv-peft/sources && tar -xzf .venv-peft/downloads/peft-*.tar.gz -C .venv-peft/sources
+	touch "$$(echo .venv-peft/sources/peft-*/tests)/__init__.py"  # its relative imports ask for a package
+	@touch $@
+
+test-peft: .venv-peft/.ready  ## PEFT's own tests of a convolution, with our layers in place
+	PEFT_SOURCES=$(abspath .venv-peft/sources) $(TEST_ENV) .venv-peft/bin/python -m pytest -s -m slow tests/peft_suite
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-peft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,8 +3,8 @@
 PEFT asks a chain of dispatchers for a layer and looks the last one up by name at each call; that name is what we
 rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
 A few more names are rebound with it (`_REBOUND`): what PEFT leaves half done after an error is then undone, PEFT reads
-the files that it must not read without us, and what was adapted is watched until the first forward. Importing audiolora
-changes nothing.
+the files that it must not read without us, what was adapted is watched until the first forward, and functions of PEFT
+that know its own layers alone know ours (`audiolora.layers.peft_methods`). Importing audiolora changes nothing.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from audiolora import all_or_nothing, fitting
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import watch_participation
+from audiolora.layers.peft_methods import REPLACEMENTS
 
 _peft_dispatch_default = lora_model.dispatch_default
 _peft_inject_adapter = BaseTuner.inject_adapter
@@ -61,6 +62,7 @@ _REBOUND: list[tuple[Any, str, Any]] = [
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
     (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE, WeightSpaceLoraConfig),
+    *REPLACEMENTS,
 ]
 
 
@@ -87,7 +89,8 @@ _PEFT_S = _bound()
 def enable() -> None:
     """Make PEFT use audiolora's layers for 1-D convolutions, from now on; calling it again changes nothing.
 
-    Models that are adapted already keep the layers they have. A model adapted from now on is watched until its first
+    Models that are adapted already keep the layers they have; combining and hot-swapping adapters on ours, and
+    reading the base's state dict, wants audiolora enabled. A model adapted from now on is watched until its first
     forward; adapted modules that took no part in it, PEFT's too, are then named in a ``BypassedModuleWarning``
     (`audiolora.layers.participation`).
 

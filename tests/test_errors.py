@@ -30,7 +30,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no target, a regex": ({"target_modules": "fc.*"}, ("fc.* not found", "Tiny has modules named bare, conv1")),
     "not a layer": (
         {"target_modules": ["conv1", "norm"]},
-        ("norm: Target module LayerNorm is not supported", "nn.Conv1d, nn.ConvTranspose1d, nn.Linear", "leave it out of target_modules"),
+        (
+            "norm: Target module LayerNorm is not supported",
+            "nn.Conv1d, nn.ConvTranspose1d, nn.Linear",
+            "leave it out of target_modules",
+        ),
     ),
     "a container": ({"target_modules": ["encoder"]}, ("encoder: Target module ModuleDict is not supported",)),
     "init": (

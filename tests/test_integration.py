@@ -16,6 +16,7 @@ from torch import nn
 
 import audiolora
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.peft_methods import REPLACEMENTS
 
 STOCK = peft_lora.dispatch_default
 
@@ -130,4 +131,32 @@ def test_the_same_seed_gives_peft_s_start(init: Any) -> None:
     stock = factors()
     with audiolora.enabled():
         ours = factors()
+    assert ours.keys() == stock.keys() and all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+def test_every_function_of_peft_that_is_rebound_is_given_back() -> None:
+    stock = [getattr(owner, name) for owner, name, _ in REPLACEMENTS]
+    with audiolora.enabled():
+        assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == [ours for _, _, ours in REPLACEMENTS]
+    assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == stock
+    audiolora.enable()
+    audiolora.disable()
+    assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == stock
+    assert not any(function is ours for function, (_, _, ours) in zip(stock, REPLACEMENTS, strict=True))
+
+
+def test_peft_s_own_models_are_as_without_us() -> None:
+    """With audiolora enabled and no convolution of ours in the model: PEFT's combination, by its own code."""
+
+    def combined() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = get_peft_model(nn.Sequential(nn.Linear(5, 4)), LoraConfig(r=2, target_modules=["0"]))
+        model.add_adapter("second", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+        model.add_weighted_adapter(["default", "second"], [0.3, 0.4], "both", combination_type="linear")
+        model.add_weighted_adapter(["default", "second"], [0.3, 0.4], "svd", combination_type="svd")
+        return model.state_dict()
+
+    stock = combined()
+    with audiolora.enabled():
+        ours = combined()
     assert ours.keys() == stock.keys() and all(torch.equal(ours[name], stock[name]) for name in stock)

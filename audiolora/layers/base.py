@@ -55,6 +55,10 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         """W' of the shape of W (C_out, C_in/g, k), with these adapters on, in order."""
         raise NotImplementedError
 
+    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """W' to be kept: as `adapt_weight` has it in evaluation, whatever the mode."""
+        return self.adapt_weight(weight, adapters)
+
     def adapt_bias(self, bias: torch.Tensor, adapters: list[str]) -> torch.Tensor:
         """The bias with these adapters on; the same unless the method says otherwise."""
         return bias
@@ -191,6 +195,14 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         with self._with_only(()):
             return getattr(self.get_base_layer(), name)
 
+    def base_key(self, key: str) -> str:
+        """What the base called its tensor ``key`` before the map: ``parametrizations.weight.original`` → ``weight``."""
+        for name in filter(self.is_mapped, ("weight", "bias")):
+            if key == f"parametrizations.{name}.original":
+                return name
+        old = {f"parametrizations.weight.original{i}": part for i, part in enumerate(("weight_g", "weight_v"))}
+        return old.get(key, key) if self._old_weight_norm else key
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
         if self.disable_adapters and self.merged:
@@ -257,7 +269,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
                 "module.weight = nn.Parameter(module.weight.detach().clone())"
             )
         with torch.no_grad():
-            merged = {"weight": self.adapt_weight(self.base_tensor("weight"), names)}
+            merged = {"weight": self.merged_weight(self.base_tensor("weight"), names)}
             if self.is_mapped("bias"):
                 merged["bias"] = self.adapt_bias(self.base_tensor("bias"), names)
             broken = [name for name, value in merged.items() if safe_merge and not value.isfinite().all()]

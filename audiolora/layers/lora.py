@@ -152,6 +152,10 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         if one_map and self._worth_factoring(weight, adapters):
             term = combined([self.term(name) for name in adapters])
             return FactoredWeight.make(weight, term, self._magnitude(adapters[0]), self._dropout_p(adapters[0]))
+        return self.merged_weight(weight, adapters)
+
+    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+        """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
         for name in adapters:
             weight = adapted_weight(weight, self.term(name), self._magnitude(name))
         return weight

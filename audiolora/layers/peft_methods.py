@@ -1,0 +1,135 @@
+"""Functions of PEFT that know its own layers alone, as they are with ours beside them.
+
+``audiolora.enable()`` puts each in the place of PEFT's, which it calls for everything that is not ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.model import LoraModel
+from peft.utils import hotswap, save_and_load
+from torch import nn
+
+from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.combination import check_combination, combine_adapters
+from audiolora.layers.hotswap import fitted, pad_ranks, settle
+from audiolora.layers.lora import LoraConv1d
+
+_peft_add_weighted_adapter = LoraModel.add_weighted_adapter
+_peft_combine_by_svd = LoraModel._svd_generalized_task_arithmetic_weighted_adapter
+_peft_combine_factors = LoraModel._generalized_task_arithmetic_weighted_adapter
+_peft_key_to_original_key = save_and_load._peft_key_to_original_key
+_peft_pad_lora_weights = hotswap._pad_lora_weights
+_peft_hotswap = hotswap.hotswap_adapter_from_state_dict
+
+
+def convolutions_of(model: nn.Module) -> dict[str, LoraConv1d]:
+    """Our layers by the paths that PEFT's keys have, compiled or not."""
+    return {
+        name.removeprefix("_orig_mod."): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraConv1d)
+    }
+
+
+def add_weighted_adapter(
+    self: LoraModel,
+    adapters: list[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str = "svd",
+    svd_rank: int | None = None,
+    svd_clamp: float | None = None,
+    svd_full_matrices: bool = True,
+    svd_driver: str | None = None,
+    density: float | None = None,
+    majority_sign_method: str = "total",
+) -> None:
+    """PEFT's ``add_weighted_adapter``; what our layers make of it is told in `audiolora.layers.combination`."""
+    layers = convolutions_of(self)
+    known = adapter_name in self.peft_config
+    if layers and not known:
+        check_combination(layers, adapters, weights, combination_type, density)
+    rest = (svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+    try:
+        _peft_add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, *rest)
+        if not known:
+            kind = combination_type if len(adapters) > 1 else "linear"
+            options = {"density": density, "majority_sign_method": majority_sign_method}
+            options |= {"svd_clamp": svd_clamp, "svd_driver": svd_driver} if kind.endswith("svd") else {}
+            combine_adapters(layers, adapters, weights, adapter_name, kind, **options)
+    except Exception:
+        if not known and adapter_name in self.peft_config:
+            self.delete_adapter(adapter_name)  # half made
+        raise
+
+
+def _combine_by_svd(
+    self: LoraModel,
+    combination_type: str,
+    adapters: Any,
+    weights: Any,
+    new_rank: int,
+    target: nn.Module,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if isinstance(target, LoraConv1d):
+        return A.data, B.data  # `combine_adapters` fills them
+    return _peft_combine_by_svd(self, combination_type, adapters, weights, new_rank, target, A, B, *args, **kwargs)
+
+
+def _combine_factors(
+    self: LoraModel, combination_type: str, adapters: Any, weights: Any, target: nn.Module, *args: Any
+) -> Any:
+    if isinstance(target, LoraConv1d):
+        holder = next(name for name in adapters if name in target.lora_A)
+        return target.lora_A[holder].weight.data, target.lora_B[holder].weight.data  # `combine_adapters` fills them
+    return _peft_combine_factors(self, combination_type, adapters, weights, target, *args)
+
+
+def _pad_lora_weights(model: nn.Module, target_rank: int) -> bool:
+    layers = convolutions_of(model)
+    pad_ranks(layers, target_rank)
+    return _peft_pad_lora_weights(model, target_rank) or bool(layers)
+
+
+def hotswap_adapter_from_state_dict(
+    model: nn.Module,
+    state_dict: dict[str, torch.Tensor],
+    adapter_name: str,
+    config: LoraConfig,
+    parameter_prefix: str = "lora_",
+) -> None:
+    """PEFT's function of this name; what our layers make of it is told in `audiolora.layers.hotswap`."""
+    layers = convolutions_of(model)
+    merged = any(adapter_name in layer.merged_adapters for layer in layers.values())
+    tensors = state_dict if merged else fitted(layers, state_dict, adapter_name)  # merged is PEFT's to refuse
+    _peft_hotswap(model, tensors, adapter_name, config, parameter_prefix)
+    settle(layers, tensors, adapter_name, config)
+
+
+def _key_of_the_base(model: nn.Module, peft_key: str) -> str:
+    """A tensor's name before adaptation, for PEFT's ``get_base_model_state_dict`` and ``set_base_model_state_dict``."""
+    before, found, after = peft_key.rpartition(".parametrizations.")
+    if found:
+        inner: Any = model.base_model.model  # type: ignore[union-attr]
+        layer = inner.get_submodule(before.removesuffix(".base_layer")) if before.endswith(".base_layer") else None
+        if isinstance(layer, WeightSpaceLayer):
+            peft_key = f"{before}.{layer.base_key(f'parametrizations.{after}')}"
+    return _peft_key_to_original_key(model, peft_key)
+
+
+REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+    (LoraModel, "add_weighted_adapter", add_weighted_adapter),
+    (LoraModel, "_svd_generalized_task_arithmetic_weighted_adapter", _combine_by_svd),
+    (LoraModel, "_generalized_task_arithmetic_weighted_adapter", _combine_factors),
+    (hotswap, "_pad_lora_weights", _pad_lora_weights),
+    (hotswap, "hotswap_adapter_from_state_dict", hotswap_adapter_from_state_dict),
+    (save_and_load, "_peft_key_to_original_key", _key_of_the_base),
+)
+"""Where PEFT looks a function up, its name there, and ours."""
