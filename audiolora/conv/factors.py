@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
+from audiolora.conv.native import product
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -64,27 +66,38 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
         >>> lora_delta(term).shape, lora_delta(term).unique().item()
         (torch.Size([4, 3, 5]), 1.0)
     """
-    work = torch.promote_types(term.A.dtype, torch.float32)
-    delta = (term.B.to(work) @ term.A.flatten(1).to(work)) * term.scaling
-    return _stored(delta.view(term.B.shape[0], *term.A.shape[1:]), term.transposed_groups).to(dtype or term.A.dtype)
+    return _stored(_kernel_delta(term), term.transposed_groups).reshape(_stored_shape(term)).to(dtype or term.A.dtype)
 
 
 def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
     """W + ΔW in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
-    float32 = weight.dtype == term.A.dtype == term.B.dtype == torch.float32
-    if float32 and term.transposed_groups is None and not isinstance(term.scaling, torch.Tensor):
-        # The same sum in one pass over W; the order of its roundings is BLAS's.
-        return torch.addmm(weight.flatten(1), term.B, term.A.flatten(1), alpha=term.scaling).view_as(weight)
-    return weight + lora_delta(term, weight.dtype)
+    delta = _kernel_delta(term).to(weight.dtype)
+    if term.transposed_groups is None:
+        recorded = torch.is_grad_enabled() and (delta.requires_grad or weight.requires_grad)
+        return weight + delta if recorded else delta.add_(weight)
+    delta = _stored(delta, term.transposed_groups)  # a view in another order: the sum puts it right in the same pass
+    return (weight.view(delta.shape) + delta).reshape(weight.shape)
+
+
+def _kernel_delta(term: LowRank) -> torch.Tensor:
+    """s·B·A (C_out, C_in/g, k), in float32 or better."""
+    work = torch.promote_types(term.A.dtype, torch.float32)
+    delta = product(term.B.to(work) * term.scaling, term.A.to(work).flatten(1))
+    return delta.view(term.B.shape[0], *term.A.shape[1:])
 
 
 def _stored(kernel: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
-    """(C_out, C_in/g, k) as the convolution stores it."""
+    """(C_out, C_in/g, k) in the order in which a convolution stores it; if transposed (g, C_in/g, C_out/g, k)."""
     if transposed_groups is None:
         return kernel
-    out_channels, in_per_group, k = kernel.shape
-    g = transposed_groups
-    return kernel.view(g, out_channels // g, in_per_group, k).transpose(1, 2).reshape(g * in_per_group, -1, k)
+    return kernel.unflatten(0, (transposed_groups, -1)).transpose(1, 2)
+
+
+def _stored_shape(term: LowRank) -> tuple[int, ...]:
+    (out_channels, in_per_group, *rest), g = (term.B.shape[0], *term.A.shape[1:]), term.transposed_groups
+    if g is None:
+        return out_channels, in_per_group, *rest
+    return g * in_per_group, out_channels // g, *rest
 
 
 def as_kernel(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:

@@ -12,6 +12,7 @@ the channels it is the cheaper way all the same, and `conv.plan` takes it. PEFT'
 runs two more convolutions forward and four backward.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,12 @@ from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_grad_A, lowrank_project
 from audiolora.conv.native import convolve, input_gradient, rows_against, rows_times, weight_gradient
 from audiolora.conv.plan import Path, gradient_path
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """What stands inside runs in its operands' own dtypes."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class FactorGradients(NamedTuple):
@@ -77,7 +84,7 @@ class FusedLowRankConv1d(torch.autograd.Function):
         dx = dbias = dm = None
         gradients = FactorGradients()
         dy = dy.contiguous()  # y.sum() gives an expanded one; below it is split into groups
-        with torch.autocast(device_type=dy.device.type, enabled=False):
+        with without_autocast(dy):
             if need_bias:
                 dbias = dy.sum((0, 2))
             # The factors first: what their products hold in between is gone again when ∂x is made.
@@ -104,26 +111,31 @@ def low_rank_gradients(
     geometry: ConvGeometry,
 ) -> FactorGradients:
     """Four products with r rows; ``product`` is conv(x, V) (N, C_out, L_out), for DoRA."""
-    n, g, r = x.shape[0], geometry.groups, term.B.shape[1]
-    per_group = term.B.shape[0] // g  # not left to view(-1): a batch may be empty
-    x_groups = x.reshape(n * g, x.shape[1] // g, x.shape[2])
-    dy_groups = dy.view(n * g, per_group, dy.shape[2])
     A = term.A.to(x.dtype)
     B = (term.B * term.scaling if c is None else term.B * (term.scaling * c)[:, None]).to(x.dtype)
-
-    z = lowrank_project(x_groups, A, geometry)
-    if g == 1:
-        dB = rows_against(z, dy).mT
-        dz = rows_times(B.mT, dy)
+    if geometry.groups > 1:
+        dA, dB = _grouped_gradients(x, dy, A, B, geometry)
     else:
-        dB = torch.bmm(z, dy_groups.mT).view(n, g, r, per_group).sum(0).mT.reshape(term.B.shape)
-        dz = torch.matmul(B.view(g, per_group, r).mT, dy_groups.view(n, g, per_group, -1)).flatten(0, 1)
-    del z
-    dA = lowrank_grad_A(x_groups, dz, A, geometry)
+        dB = rows_against(lowrank_project(x, A, geometry), dy).mT
+        dA = lowrank_grad_A(x, rows_times(B.mT, dy), A, geometry)
     if c is None or product is None:
         return FactorGradients(dA, dB * term.scaling)
     dc = (dy * product).sum((0, 2), dtype=torch.promote_types(dy.dtype, torch.float32))
     return FactorGradients(dA, dB * (term.scaling * c)[:, None], dc)
+
+
+def _grouped_gradients(
+    x: torch.Tensor, dy: torch.Tensor, A: torch.Tensor, B: torch.Tensor, geometry: ConvGeometry
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Groups are folded into the batch for A, which they share, and kept apart for B."""
+    n, g, (out_channels, r) = x.shape[0], geometry.groups, B.shape
+    per_group = out_channels // g  # not left to view(-1): a batch may be empty
+    x_groups = x.reshape(n * g, x.shape[1] // g, x.shape[2])
+    dy_groups = dy.view(n, g, per_group, dy.shape[2])
+    z = lowrank_project(x_groups, A, geometry)
+    dB = torch.bmm(z, dy_groups.flatten(0, 1).mT).view(n, g, r, per_group).sum(0).mT.reshape(out_channels, r)
+    dz = torch.matmul(B.view(g, per_group, r).mT, dy_groups).flatten(0, 1)
+    return lowrank_grad_A(x_groups, dz, A, geometry), dB
 
 
 def dense_gradients(

@@ -20,7 +20,7 @@ TAPS = 13
 """A kernel longer than this by a few taps is cut into pieces of this many."""
 
 _WORTH_ONEDNN = 1 << 16
-"""C · L of one sample from which oneDNN's product beats MKL's batched one for a few rows (8 to 64)."""
+"""Elements of a matrix from which oneDNN's product with a few rows (8 to 64) beats MKL's."""
 
 
 def rows_times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -38,6 +38,14 @@ def rows_against(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             total += _linear(each, sample)
         return total
     return torch.bmm(rows, x.mT).sum(0)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a (M, K) times b (K, N)."""
+    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if not recorded and a.shape[0] * b.shape[1] >= _WORTH_ONEDNN and a.dtype == b.dtype and _eager_cpu(a):
+        return _linear(a, b.mT)
+    return a @ b
 
 
 def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -122,9 +130,10 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
 
 
 def _has_few_inputs(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
-    """Then every shifted view of x together is small against y."""
+    """Then every shifted view of x together is small against y, and worth it where y is large."""
     ordinary = geometry.groups == 1 and not geometry.transposed
-    return ordinary and 4 * W.shape[1] * W.shape[2] <= W.shape[0] and _eager_cpu(x)
+    large = W.shape[0] * (x.shape[2] // geometry.stride) >= _WORTH_ONEDNN
+    return ordinary and large and 4 * W.shape[1] * W.shape[2] <= W.shape[0] and _eager_cpu(x)
 
 
 def _weight_gradient_of_few_inputs(

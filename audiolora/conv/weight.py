@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from audiolora.conv.factors import LowRank, adapted_weight, inverse_norm, lora_weight
-from audiolora.conv.fused import fused_conv1d
+from audiolora.conv.fused import fused_conv1d, without_autocast
 from audiolora.conv.geometry import ConvGeometry, first, resolve_padding
 from audiolora.conv.lowrank import lowrank_add
 from audiolora.conv.native import convolve
@@ -184,6 +184,6 @@ def _operands(
 def _run(
     x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None, geometry: ConvGeometry, input: torch.Tensor
 ) -> torch.Tensor:
-    with torch.autocast(device_type=x.device.type, enabled=False):
+    with without_autocast(x):
         y = weight.convolve(x, bias, geometry)
     return y if input.dim() == 3 else y.squeeze(0)

@@ -176,10 +176,15 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         return super().train(mode)
 
     def _on(self) -> list[str]:
-        if self.disable_adapters or self.merged or self._only == ():
+        """The adapters at work; this runs at every look at the weight, so it goes past properties."""
+        if self._disable_adapters or self.merged_adapters or self._only == ():
             return []
         names = self.active_adapters if self._only is None else self._only
-        return [name for name in names if name in self._get_available_adapters()]
+        return [name for name in names if self.has_adapter(name)]
+
+    def has_adapter(self, name: str) -> bool:
+        """Whether this layer has an adapter of that name."""
+        return name in self._get_available_adapters()
 
     @contextmanager
     def _with_only(self, adapters: tuple[str, ...]) -> Iterator[None]:

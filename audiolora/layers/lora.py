@@ -125,6 +125,9 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     def _magnitude(self, adapter: str) -> torch.Tensor | None:
         return self.lora_magnitude_vector[adapter].weight if self.use_dora[adapter] else None
 
+    def has_adapter(self, name: str) -> bool:
+        return name in self.scaling
+
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
         magnitude = self._magnitude(adapter)
         factors = [self.lora_A[adapter].weight, self.lora_B[adapter].weight]

@@ -23,8 +23,8 @@ WAYS = {
     "depthwise, short kernel": ((2, 8, 50), (8, 1, 5), ConvGeometry(padding=4, dilation=2, groups=8)),
     "depthwise, strided": ((2, 8, 90), (8, 1, 17), ConvGeometry(stride=2, groups=8)),
     "depthwise and transposed": ((2, 8, 20), (8, 1, 16), ConvGeometry(stride=8, groups=8, transposed=True)),
-    "few inputs": ((2, 1, 400), (64, 1, 10), ConvGeometry(stride=5)),
-    "few inputs, padded": ((2, 3, 40), (64, 3, 3), ConvGeometry(padding=1, dilation=2)),
+    "few inputs": ((2, 1, 6000), (64, 1, 10), ConvGeometry(stride=5)),
+    "few inputs, padded": ((2, 3, 1500), (64, 3, 3), ConvGeometry(padding=1, dilation=2)),
     "plain": ((2, 8, 40), (12, 8, 3), ConvGeometry(stride=2, padding=1)),
     "plain and transposed": ((2, 8, 40), (8, 6, 4), ConvGeometry(2, 1, 1, 2, True, 1)),
 }

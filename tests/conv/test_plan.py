@@ -48,13 +48,14 @@ def test_a_linear_is_a_kernel_of_one() -> None:
     "shape, geometry, path",
     [
         ((512, 512, 3), ConvGeometry(stride=2), Path.LOW_RANK),
-        ((64, 64, 3), ConvGeometry(padding=2), Path.LOW_RANK),
+        ((64, 64, 3), ConvGeometry(padding=2), Path.DENSE),
+        ((64, 64, 7), ConvGeometry(padding=27, dilation=9), Path.LOW_RANK),
         ((512, 256, 16), ConvGeometry(stride=8, padding=4, transposed=True), Path.LOW_RANK),
         ((256, 1, 31), DEPTHWISE, Path.DENSE),
         ((512, 7, 3), ConvGeometry(padding=1), Path.DENSE),
         ((32, 32, 39), ConvGeometry(padding=19), Path.DENSE),
     ],
-    ids=["wav2vec2", "TCN", "HiFi-GAN", "Conformer", "Informer's embedding", "InceptionTime"],
+    ids=["wav2vec2", "TCN", "DAC", "HiFi-GAN", "Conformer", "Informer's embedding", "InceptionTime"],
 )
 def test_the_dense_gradient_is_taken_where_r_is_not_small_against_the_channels(
     shape: tuple[int, ...], geometry: ConvGeometry, path: Path
