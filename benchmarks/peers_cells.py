@@ -7,7 +7,7 @@ W' = W + s·B·A, with DoRA m·W'/‖W'‖, in a plain function of (x, W', b) th
 Where the two libraries mean different functions, each is held to its own. With groups, PEFT's A is (r, C_in, k), over
 all groups, and its B is grouped, so that no kernel of the base's shape is their product: the reference is then what
 PEFT documents, B(A(x)) beside the base, with the base's geometry; DoRA's norm is of the whole kernel that this sum is.
-PEFT takes multiples of g as ranks: a cell that it refuses for its rank is judged at the next multiple too, and says so.
+PEFT takes multiples of g as ranks: a cell that it refuses for its rank is judged at the next multiple, and says so.
 
 A cell's word is that of the first stage that fails:
 
@@ -84,11 +84,10 @@ def judge(row: Convolution, method: str, name: str) -> Verdict:
         verdict = _judge(row, method, name)
         groups = row.model().conv.groups
         if name == "PEFT" and verdict.word == "error" and "rank is divisible by groups" in verdict.detail:
-            next_rank = -(-row.r // groups) * groups
-            next_row = replace(row, r=next_rank)
-            other = _judge(next_row, method, name)
-            stage = f"{verdict.stage}: r={row.r}; r={next_rank}: {other}"
-            return Verdict("error", stage, f"{verdict.detail}; with r={next_rank}: {other.detail}")
+            r = -(-row.r // groups) * groups
+            other = _judge(replace(row, r=r), method, name)
+            stage = f"{other.stage}; r={r}, as r={row.r} is refused".removeprefix("; ")
+            return Verdict(other.word, stage, f"with r={r}: {other.detail}; with r={row.r}: {verdict.detail}")
     return verdict
 
 

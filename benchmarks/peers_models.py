@@ -12,7 +12,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from benchmarks.peers_cells import Verdict, failure, library, verdict_of, wide_kernel, wrong
-from tests.models.test_transformers_models import ALPHA, R, Ran, dense_weight, plain_output, randomise, without_weight_norm
+from tests.models.test_transformers_models import (
+    ALPHA,
+    R,
+    Ran,
+    dense_weight,
+    plain_output,
+    randomise,
+    without_weight_norm,
+)
 from tests.models.transformers_models import RealModel, convolutions
 
 
