@@ -187,11 +187,11 @@ def save(lines: list[Line], lycoris: bool) -> None:
     versions = " ".join(f"{name}={version(name)}" for name in packages)
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["table", "row", "method", "library", "verdict", "detail", "versions"])
+        writer.writerow(["table", "row", "method", "library", "verdict", "stage", "detail", "versions"])
         for line in lines:
-            writer.writerow(
-                [line.table, line.row, line.method, line.library, line.verdict, line.verdict.detail, versions]
-            )
+            found = line.verdict
+            cell = (line.table, line.row, line.method, line.library, found.word, found.stage, found.detail)
+            writer.writerow([*cell, versions])
 
 
 if __name__ == "__main__":

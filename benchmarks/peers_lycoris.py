@@ -42,7 +42,7 @@ def judge_lycoris(row: Convolution, algorithm: str) -> Verdict:
         try:
             cell = wrapped(row, algorithm)
             if not cell.network.loras:
-                return wrong("inject", "no module was adapted, and nothing said so")
+                return Verdict("error", "inject, a logged warning", "inject: no module was adapted, which is logged")
             for stage, check in STAGES.items():  # noqa: B007 - the stage that an exception comes from
                 findings += check(cell)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
@@ -65,7 +65,7 @@ def start(cell: Wrapped) -> list[Verdict]:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in cell.network.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+            p.copy_((p + 0.3 * torch.randn(p.shape, generator=generator)).float())  # it loads files in float32
     return [wrong("start", off)] if off else []
 
 
@@ -96,15 +96,14 @@ def merge_and_restore(cell: Wrapped) -> list[Verdict]:
     """``restore()`` first, for ``merge_to`` writes ΔW into the plain module."""
     unmerged, base = cell.output(), cell.row.model()
     cell.network.restore()
-    findings = (
-        [] if torch.equal(cell.output(), base(cell.row.input())) else [wrong("restore", "not the base's outputs")]
-    )
+    same = torch.equal(cell.output(), base(cell.row.input()))
+    findings = [] if same else [wrong("restore", "not the base's outputs")]
     cell.network.merge_to(1.0)
-    if off := difference(cell.output(), unmerged):
-        lost = not difference(cell.model.conv.weight, base_weight(base.conv))
-        findings.append(
-            Verdict("merge LOST", "", f"the merged weight is the base's, {off}") if lost else wrong("merge", off)
-        )
+    off = difference(cell.output(), unmerged)
+    if off and not difference(cell.model.conv.weight, base_weight(base.conv)):
+        findings.append(Verdict("merge LOST", "", f"merge: the merged weight is the base's, {off}"))
+    elif off:
+        findings.append(wrong("merge", off))
     return findings
 
 
