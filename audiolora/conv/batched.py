@@ -1,19 +1,22 @@
 """Many adapters in one batch: y_n = c_n · (W ∗ x_n + B_n·(A_n ∗ x_n)) + bias + b_n, each sample n with its own.
 
-One convolution with the shared W, then two batched products with r rows for all samples at once. The alternative, one
-pass for each adapter, runs as many convolutions as there are adapters, each on a sliver of the batch.
+One convolution with the shared W, then two batched products with r rows for all samples at once. Where r is not small
+against the channels (`conv.plan`), a kernel for each sample is formed instead, and one convolution runs with a group
+for each. The alternative, one pass for each adapter, runs as many convolutions as there are adapters, each on a sliver
+of the batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from audiolora.conv.factors import LowRank, inverse_norms
+from audiolora.conv.factors import LowRank, as_kernel, inverse_norms, stored
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_add
 from audiolora.conv.native import convolve
+from audiolora.conv.plan import Path, gradient_path
 from audiolora.conv.weight import AdaptedWeight
 
 
@@ -63,13 +66,29 @@ class BatchedWeight(AdaptedWeight):
             raise PerSampleWeightError(f"{len(self.which)} samples have an adapter each, the batch is {x.shape[0]}")
         A, B = self._factors()
         c = self._scale(A, B)
-        y = convolve(x, self.base.to(x.dtype), bias if c is None else None, geometry)
-        y = lowrank_add(y, x, A, B, c, None if c is None else bias, geometry)
+        if gradient_path(self.base.shape, A.shape[1], geometry) is Path.DENSE:
+            y = self._convolve_each(x, A, B, c, geometry)
+            y = y if bias is None else y + bias[:, None]
+        else:
+            y = convolve(x, self.base.to(x.dtype), bias if c is None else None, geometry)
+            y = lowrank_add(y, x, A, B, c, None if c is None else bias, geometry)
         if not any(each is not None and each.bias is not None for each in self.adapters):
             return y
         extra = [None if each is None else each.bias for each in self.adapters]
         zero = y.new_zeros(y.shape[1])
         return y + self._spread(torch.stack([zero if b is None else b.to(y.dtype) for b in extra]))[:, :, None]
+
+    def _convolve_each(
+        self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, c: torch.Tensor | None, geometry: ConvGeometry
+    ) -> torch.Tensor:
+        """The batch as one sample of N times the channels, with N times the groups."""
+        n, kernel = x.shape[0], as_kernel(self.base, self.transposed_groups)
+        V = kernel + (B @ A.flatten(2)).view(n, *kernel.shape).to(kernel.dtype)
+        V = V if c is None else V * c.to(V.dtype)[:, :, None, None]
+        weights = stored(V.flatten(0, 1), None if self.transposed_groups is None else n * self.transposed_groups)
+        each = replace(geometry, groups=n * geometry.groups)
+        y = convolve(x.reshape(1, n * x.shape[1], x.shape[2]), weights.to(x.dtype), None, each)
+        return y.view(n, kernel.shape[0], y.shape[2])
 
     def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (N, r, C_in/g, k) and s·B (N, C_out, r); smaller ranks are filled up with zeros."""

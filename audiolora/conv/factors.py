@@ -66,7 +66,7 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
         >>> lora_delta(term).shape, lora_delta(term).unique().item()
         (torch.Size([4, 3, 5]), 1.0)
     """
-    return _stored(_kernel_delta(term), term.transposed_groups).reshape(_stored_shape(term)).to(dtype or term.A.dtype)
+    return stored(_kernel_delta(term), term.transposed_groups).to(dtype or term.A.dtype)
 
 
 def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
@@ -75,7 +75,7 @@ def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
     if term.transposed_groups is None:
         recorded = torch.is_grad_enabled() and (delta.requires_grad or weight.requires_grad)
         return weight + delta if recorded else delta.add_(weight)
-    delta = _stored(delta, term.transposed_groups)  # a view in another order: the sum puts it right in the same pass
+    delta = _in_stored_order(delta, term.transposed_groups)  # a view: the sum puts it right in the same pass
     return (weight.view(delta.shape) + delta).reshape(weight.shape)
 
 
@@ -86,22 +86,18 @@ def _kernel_delta(term: LowRank) -> torch.Tensor:
     return delta.view(term.B.shape[0], *term.A.shape[1:])
 
 
-def _stored(kernel: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
-    """(C_out, C_in/g, k) in the order in which a convolution stores it; if transposed (g, C_in/g, C_out/g, k)."""
-    if transposed_groups is None:
-        return kernel
-    return kernel.unflatten(0, (transposed_groups, -1)).transpose(1, 2)
+def _in_stored_order(kernel: torch.Tensor, groups: int) -> torch.Tensor:
+    """A kernel (C_out, C_in/g, k) as a view (g, C_in/g, C_out/g, k): a transposed convolution's order."""
+    return kernel.unflatten(0, (groups, -1)).transpose(1, 2)
 
 
-def _stored_shape(term: LowRank) -> tuple[int, ...]:
-    (out_channels, in_per_group, *rest), g = (term.B.shape[0], *term.A.shape[1:]), term.transposed_groups
-    if g is None:
-        return out_channels, in_per_group, *rest
-    return g * in_per_group, out_channels // g, *rest
+def stored(kernel: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
+    """A kernel (C_out, C_in/g, k) as its convolution stores it; as it is, or (C_in, C_out/g, k) if transposed."""
+    return kernel if transposed_groups is None else _in_stored_order(kernel, transposed_groups).flatten(0, 1)
 
 
 def as_kernel(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
-    """A stored weight as (C_out, C_in/g, k); the inverse of how a transposed convolution stores it."""
+    """A stored weight as (C_out, C_in/g, k): the inverse of `stored`."""
     if transposed_groups is None:
         return weight
     in_channels, out_per_group, k = weight.shape
