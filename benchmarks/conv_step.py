@@ -74,18 +74,31 @@ def main(
     shapes = [shape for shape in SHAPES if only in shape.name]
     for count in threads if device == "cpu" else threads[:1]:
         torch.set_num_threads(count)
-        rows = []
-        for shape in shapes:
-            rows += measure("step", shape.name, training_steps(shape, **setting), "frozen", count, **setting)
-            rows += measure("inference", shape.name, inference_steps(shape, **setting), "base", count, **setting)
-        for name, steps in mixed_steps(only, **setting).items():
-            rows += measure("mixed batch", name, steps, "one adapter", count, **setting)
+        title = f"{count} thread{'s' * (count > 1)}, {device}, {dtype}"
+
+        def timed(kind: str, steps: dict[str, Step], name: str, against: str, count: int = count) -> list[Row]:
+            return measure(kind, name, steps, against, count, **setting)
+
+        rows = [row for s in shapes for row in timed("step", training_steps(s, **setting), s.name, "frozen")]
         if only in "wav2vec2.encoder":
-            rows += measure("step", "wav2vec2.encoder", encoder_steps(**setting), "frozen", count, **setting)
+            rows += timed("step", encoder_steps(**setting), "wav2vec2.encoder", "frozen")
+        report(rows, title)
+        report(
+            [row for s in shapes for row in timed("inference", inference_steps(s, **setting), s.name, "base")], title
+        )
+        mixed = mixed_steps(only, **setting)
+        report(
+            [row for name, steps in mixed.items() for row in timed("mixed batch", steps, name, "one adapter")], title
+        )
         if memory and count == threads[0]:
-            rows += peak_memory([shape.name for shape in shapes], count, **setting)
+            report(peak_memory([shape.name for shape in shapes], count, **setting), title)
+
+
+def report(rows: list[Row], title: str) -> None:
+    """Append to the CSV, and print."""
+    if rows:
         save(rows)
-        show(rows, f"{count} thread{'s' * (count > 1)}, {device}, {dtype}")
+        show(rows, title)
 
 
 def measure(

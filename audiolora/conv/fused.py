@@ -20,8 +20,15 @@ from torch.autograd.function import once_differentiable
 
 from audiolora.conv.factors import LowRank, as_kernel, inverse_norm, lora_weight, scaled
 from audiolora.conv.geometry import ConvGeometry
-from audiolora.conv.lowrank import lowrank_grad_A, lowrank_project
-from audiolora.conv.native import convolve, input_gradient, rows_against, rows_times, weight_gradient
+from audiolora.conv.lowrank import laid_end_to_end, lowrank_grad_A, lowrank_project
+from audiolora.conv.native import (
+    convolve,
+    input_gradient,
+    rows_against,
+    rows_times,
+    weight_gradient,
+    worth_laying_end_to_end,
+)
 from audiolora.conv.plan import Path, gradient_path
 
 
@@ -115,6 +122,8 @@ def low_rank_gradients(
     B = (term.B * term.scaling if c is None else term.B * (term.scaling * c)[:, None]).to(x.dtype)
     if geometry.groups > 1:
         dA, dB = _grouped_gradients(x, dy, A, B, geometry)
+    elif worth_laying_end_to_end(x, geometry):
+        dA, dB = _gradients_end_to_end(x, dy, A, B, geometry)
     else:
         dB = rows_against(lowrank_project(x, A, geometry), dy).mT
         dA = lowrank_grad_A(x, rows_times(B.mT, dy), A, geometry)
@@ -136,6 +145,23 @@ def _grouped_gradients(
     dB = torch.bmm(z, dy_groups.flatten(0, 1).mT).view(n, g, r, per_group).sum(0).mT.reshape(out_channels, r)
     dz = torch.matmul(B.view(g, per_group, r).mT, dy_groups).flatten(0, 1)
     return lowrank_grad_A(x_groups, dz, A, geometry), dB
+
+
+def _gradients_end_to_end(
+    x: torch.Tensor, dy: torch.Tensor, A: torch.Tensor, B: torch.Tensor, geometry: ConvGeometry
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch as one long sample: the gaps between samples are zero in ∂y, so that nothing there counts.
+
+    x is laid twice, so that no two copies of a whole tensor are there at once.
+    """
+    (n, _, length), length_out, padding = x.shape, dy.shape[2], geometry.padding
+    slot_out = max(length_out, -(-(length + padding) // geometry.stride))
+    slot, unpadded = slot_out * geometry.stride, ConvGeometry(geometry.stride, 0, geometry.dilation)
+    z = lowrank_project(laid_end_to_end(x, slot, padding), A, unpadded, n * slot_out)
+    dy_laid = laid_end_to_end(dy, slot_out)
+    dB, dz = rows_against(z, dy_laid).mT, rows_times(B.mT, dy_laid)
+    del dy_laid, z
+    return lowrank_grad_A(laid_end_to_end(x, slot, padding), dz, A, unpadded), dB
 
 
 def dense_gradients(

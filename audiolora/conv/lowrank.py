@@ -16,14 +16,18 @@ from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.native import rows_against, rows_times
 
 
-def lowrank_project(x: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+def lowrank_project(
+    x: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry, length: int | None = None
+) -> torch.Tensor:
     """z (N, r, L_out) = A ∗ x (transposed, if the geometry is) for x (N, C, L) and A (r, C, k) or (N, r, C, k).
 
-    With an A for every sample it is the first half of a mixed batch.
+    With an A for every sample it is the first half of a mixed batch. ``length`` is L_out, if it is not what the
+    geometry gives; beyond that there are zeros.
     """
     r, _, k = A.shape[-3:]
-    length = geometry.output_length(x.shape[-1], k)
-    if k == 1 and geometry.stride == 1 and geometry.padding == geometry.output_padding == 0:
+    if length is None:
+        length = geometry.output_length(x.shape[-1], k)
+    if k == 1 and geometry.stride == 1 and geometry.padding == geometry.output_padding == 0 and length == x.shape[-1]:
         return rows_times(A[..., 0], x)
     z = x.new_zeros(x.shape[0], r, length)
     for taps in _chunks(A):
@@ -46,6 +50,17 @@ def lowrank_grad_A(x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry:
             view[:, :, here] = dz[:, :, there]
         dA.append(rows_against(rows, x).view(len(taps), r, channels))
     return torch.cat(dA).permute(1, 2, 0)
+
+
+def laid_end_to_end(x: torch.Tensor, slot: int, lead: int = 0) -> torch.Tensor:
+    """A batch (N, C, L) as one long sample (1, C, N · slot + lead): before each sample, and at the end, zeros.
+
+    Many short samples make many small products; one long one makes a large product, twice as fast.
+    """
+    n, channels, length = x.shape
+    laid = x.new_zeros(channels, n * slot + lead)
+    laid[:, : n * slot].view(channels, n, slot)[:, :, lead : lead + length] = x.transpose(0, 1)
+    return laid.unsqueeze(0)
 
 
 def lowrank_add(
@@ -86,9 +101,9 @@ def lowrank_add(
 
 
 def _chunks(A: torch.Tensor) -> Iterator[range]:
-    """Taps to take at once: the rows in between then hold no more than half of what x holds, or one tap's."""
+    """Taps to take at once: the rows in between then hold no more than x does, or one tap's."""
     r, channels, k = A.shape[-3:]
-    several = max(1, channels // (2 * r))
+    several = max(1, channels // r)
     return (range(start, min(k, start + several)) for start in range(0, k, several))
 
 

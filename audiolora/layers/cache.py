@@ -37,7 +37,10 @@ class WeightCache:
             make: gives the weight.
         """
         sources = [*factors, *base]
-        if _recorded(sources):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+            return make()
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            self._entry = None  # it is trained: what is kept is about to be old, and stands in the way
             return make()
         entry, now = self._entry, settings()
         if entry is not None and entry.settings == now and entry.is_of(sources):
@@ -100,13 +103,6 @@ class _Watch:
 
     def _project(self) -> float:
         return torch.dot(self.view, self.numbers).item()
-
-
-def _recorded(sources: Sequence[torch.Tensor]) -> bool:
-    """Whether somebody wants to see how the weight comes about: autograd, a compiler, a tracer."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
-        return True
-    return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
 
 
 def _keepable(tensor: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from audiolora.conv import native
 from audiolora.conv.geometry import ConvGeometry
-from audiolora.conv.native import convolve, input_gradient, rows_against, rows_times, weight_gradient
+from audiolora.conv.native import convolve, input_gradient, product, rows_against, rows_times, weight_gradient
 
 WAYS = {
     "pointwise": ((2, 24, 3000), (40, 24, 1), ConvGeometry()),
@@ -25,6 +25,8 @@ WAYS = {
     "depthwise and transposed": ((2, 8, 20), (8, 1, 16), ConvGeometry(stride=8, groups=8, transposed=True)),
     "few inputs": ((2, 1, 6000), (64, 1, 10), ConvGeometry(stride=5)),
     "few inputs, padded": ((2, 3, 1500), (64, 3, 3), ConvGeometry(padding=1, dilation=2)),
+    "strided": ((2, 64, 3001), (48, 64, 3), ConvGeometry(stride=2, padding=1)),
+    "strided beyond its kernel": ((2, 64, 4200), (48, 64, 2), ConvGeometry(stride=3, dilation=2)),
     "plain": ((2, 8, 40), (12, 8, 3), ConvGeometry(stride=2, padding=1)),
     "plain and transposed": ((2, 8, 40), (8, 6, 4), ConvGeometry(2, 1, 1, 2, True, 1)),
 }
@@ -102,6 +104,16 @@ def test_any_geometry(
     assert_right((2, into * groups, length), W_shape, geometry)
 
 
+def test_views_are_multiplied_as_their_copies() -> None:
+    x, rows = torch.randn(2, 3000, 32).mT, torch.randn(5, 64)[:, ::2]
+    near(rows_times(rows, x), torch.einsum("mc,ncl->nml", rows.double(), x.double()))
+    wide = torch.randn(2, 32, 6000)[:, :, 1:5001]
+    near(rows_times(rows, wide), torch.einsum("mc,ncl->nml", rows.double(), wide.double()))
+    outer = torch.randn(2, 5, 6000)[:, :, :5000]
+    near(rows_against(outer, wide), torch.einsum("nml,ncl->mc", outer.double(), wide.double()))
+    near(product(rows, wide[0]), rows.double() @ wide[0].double())
+
+
 @pytest.mark.parametrize("n, m, channels, length", [(2, 24, 32, 2048), (3, 8, 4, 7), (1, 5, 64, 1024), (0, 4, 3, 5)])
 def test_products(n: int, m: int, channels: int, length: int) -> None:
     x, rows, each = torch.randn(n, channels, length), torch.randn(m, channels), torch.randn(n, m, channels)
@@ -116,3 +128,8 @@ def test_each_way_is_taken_by_some_of_the_shapes_above() -> None:
     for condition in (native._is_pointwise, native._is_long, native._is_depthwise, native._has_few_inputs):
         taken = [condition(torch.empty(x), torch.empty(W), geometry) for x, W, geometry in WAYS.values()]
         assert any(taken) and not all(taken), condition.__name__
+    dys = {name: torch.empty(2, W[0], 1500) for name, (_, W, _) in WAYS.items()}
+    strided = [
+        name for name, (x, W, g) in WAYS.items() if native._is_strided(torch.empty(x), torch.empty(W), dys[name], g)
+    ]
+    assert strided == ["strided", "strided beyond its kernel"]
