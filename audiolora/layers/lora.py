@@ -161,19 +161,19 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         return weight
 
     def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
-        """Under a gradient for the factors with the base frozen; torch.export wants plain operators.
+        """Under a gradient for the factors with the base frozen; an exporter or a tracer wants plain operators.
 
         Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
         while PEFT reads the weight's device.
 
         Raises:
-            ValueError: dropout under torch.export.
+            ValueError: dropout under torch.export or torch.jit.trace.
         """
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             if self._dropout_p(adapters[0]):
                 raise ValueError(
                     f"lora_dropout={self._dropout_p(adapters[0])} on adapter {adapters[0]!r} has no form for "
-                    "torch.export in training mode; call eval() first"
+                    "torch.export or torch.jit.trace in training mode; call eval() first"
                 )
             return False
         factors = [factor for name in adapters for factor in self.factors_of(name)]
