@@ -221,6 +221,9 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
+        if "_is_replica" in self.__dict__:  # DataParallel's, with factors of its own, on its device
+            for name in filter(self.is_mapped, ("weight", "bias")):
+                object.__setattr__(parametrizations_of(self.base_layer, name)[-1], "layer", self)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if adapter_names is None or self.disable_adapters:
