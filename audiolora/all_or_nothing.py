@@ -58,7 +58,7 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
             if isinstance(layer, WeightSpaceLayer) and key not in with_bias:
                 layer.unmap_tensor("bias")
         for parameter, requires_grad in trainable:
-            parameter.requires_grad_(requires_grad)
+            parameter.requires_grad = requires_grad  # the method would refuse a lazy module's
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -203,6 +203,8 @@ class WeightSpaceLoraModel(LoraModel):
                             layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
                 warnings.filterwarnings("ignore", message="All adapters are already merged")  # by the lines above
                 super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-            return super()._unload_and_optionally_merge(
+            unloaded = super()._unload_and_optionally_merge(
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
+            stop_watching(unloaded)  # our hooks would go into its pickles, and torch.jit.script takes none
+            return unloaded

@@ -21,11 +21,12 @@ from torch import nn
 from audiolora import all_or_nothing, fitting
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
-from audiolora.layers.participation import watch_participation
+from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
 
 _peft_dispatch_default = lora_model.dispatch_default
 _peft_inject_adapter = BaseTuner.inject_adapter
+_peft_unload_and_optionally_merge = BaseTuner._unload_and_optionally_merge
 
 
 def _dispatch(
@@ -52,12 +53,19 @@ def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args:
     watch_participation(model, adapter_name)
 
 
+def _unload_and_optionally_merge(self: BaseTuner, *args: Any, **kwargs: Any) -> nn.Module:
+    unloaded = _peft_unload_and_optionally_merge(self, *args, **kwargs)
+    stop_watching(unloaded)
+    return unloaded
+
+
 _ABSENT = object()
 # What enable() rebinds: (holder, name, ours). A holder is a module or a class, or a dict.
 _REBOUND: list[tuple[Any, str, Any]] = [
     (lora_model, "dispatch_default", _dispatch),
     (LoraModel, "inject_adapter", all_or_nothing.inject_adapter),
     (BaseTuner, "inject_adapter", _inject_adapter),
+    (BaseTuner, "_unload_and_optionally_merge", _unload_and_optionally_merge),
     (PeftModel, "load_adapter", all_or_nothing.load_adapter),
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),

@@ -109,3 +109,13 @@ def test_a_weight_that_no_sum_can_be_formed_in(dtype: torch.dtype) -> None:
     ):
         get_peft_model(model, LoraConfig(r=2, target_modules=["bare", "conv4"]))
     same(model, before)
+
+
+def test_a_lazy_convolution() -> None:
+    """Adapted or not: whatever goes wrong, its weight without a shape is no reason for another error."""
+    net = nn.Sequential(nn.LazyConv1d(4, 3), nn.Conv1d(4, 4, 3))
+    with audiolora.enabled(), pytest.raises(ValueError, match="0: its weight has no shape before the model has run"):
+        get_peft_model(net, LoraConfig(target_modules=["0"]))
+    with audiolora.enabled(), pytest.raises(ValueError, match="1: r must be a positive integer"):
+        get_peft_model(net, LoraConfig(r=0, target_modules=["1"]))
+    assert net(torch.zeros(1, 2, 9)).shape == (1, 4, 5)

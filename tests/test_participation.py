@@ -189,9 +189,12 @@ class TestWhatCounts:
 
     def test_unloaded_before_the_first_forward(self) -> None:
         model = adapted().merge_and_unload()
+        assert hooks(model) == 0
+        assert b"audiolora" not in pickle.dumps(nn.Sequential(model))
         with named():
             model(X)
-        assert hooks(model) == 0
+        with audiolora.enabled():
+            assert hooks(adapted(["dense"]).unload()) == 0  # PEFT's own tuner
 
     def test_gradient_checkpointing(self) -> None:
         model = adapted().train()

@@ -54,7 +54,10 @@ class BatchedWeight(AdaptedWeight):
         return weight
 
     def dense(self) -> torch.Tensor:
-        raise PerSampleWeightError("a weight for each sample is not one tensor")
+        raise PerSampleWeightError(
+            "a weight for each sample is not one tensor, and here it is read or transformed before it convolves; run "
+            "each adapter's samples by themselves, after set_adapter()"
+        )
 
     def convolve(self, x: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
         """See the module's text.

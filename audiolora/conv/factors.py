@@ -133,9 +133,10 @@ def inverse_norm(direction: torch.Tensor, transposed_groups: int | None = None) 
 def inverse_norms(
     weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, transposed_groups: int | None = None
 ) -> torch.Tensor:
-    """1 / ‖W + B_n·A_n‖ (N, C_out) for many adapters, without forming any of the sums.
+    """1 / ‖W + B_n·A_n‖ (N, C_out) for many adapters, without forming any sum that is large.
 
-    ‖W + BA‖² = ‖W‖² + 2·⟨WAᵀ, B⟩ + ⟨B·AAᵀ, B⟩, each channel by itself.
+    ‖W + BA‖² = ‖W‖² + 2·⟨WAᵀ, B⟩ + ⟨B·AAᵀ, B⟩, each channel by itself. A kernel of few numbers (pointwise and
+    depthwise: one) may cancel against its update and leave only the roundings of that; there the sum is formed.
 
     Args:
         weight: W, stored as its convolution stores it.
@@ -144,6 +145,8 @@ def inverse_norms(
     """
     work = torch.promote_types(weight.dtype, torch.float32)
     W, A, B = as_kernel(weight, transposed_groups).flatten(1).to(work), A.flatten(2).to(work), B.to(work)
+    if W.shape[1] <= 2 * A.shape[1]:
+        return _inverse((W + B @ A).norm(dim=2))
     squares = W.square().sum(1) + ((2 * (W @ A.mT) + B @ (A @ A.mT)) * B).sum(2)
     return _inverse(squares.clamp_min(0).sqrt())
 

@@ -29,14 +29,15 @@ def lowrank_project(
         length = geometry.output_length(x.shape[-1], k)
     if k == 1 and geometry.stride == 1 and geometry.padding == geometry.output_padding == 0 and length == x.shape[-1]:
         return rows_times(A[..., 0], x)
-    z = x.new_zeros(x.shape[0], r, length)
+    # In float32 or better: in bf16 the roundings of a hundred taps would add up.
+    z = x.new_zeros(x.shape[0], r, length, dtype=torch.promote_types(x.dtype, torch.float32))
     for taps in _chunks(A):
         part = A[..., taps.start : taps.stop]
         rows = rows_times(part.movedim(-1, -3).flatten(-3, -2), x)
         for tap, view in zip(taps, rows.split(r, dim=1), strict=True):
             there, here = _positions(tap, x.shape[-1], length, geometry)
             z[:, :, there] += view[:, :, here]
-    return z
+    return z.to(x.dtype)
 
 
 def lowrank_grad_A(x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:

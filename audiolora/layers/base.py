@@ -17,9 +17,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from torch.nn.utils import parametrize
 
-from audiolora.conv.batched import Adapter, BatchedWeight, PerSampleWeightError
+from audiolora.conv.batched import Adapter, BatchedWeight
 from audiolora.layers.cache import WeightCache
-from audiolora.layers.weight_norm import modernise_weight_norm, parametrizations_of, restore_old_weight_norm
+from audiolora.layers.mixed_batch import Samples, mixed_batch, samples_outside_of_forward
+from audiolora.layers.weight_norm import (
+    is_weight_norm,
+    modernise_weight_norm,
+    parametrizations_of,
+    restore_old_weight_norm,
+)
 
 
 class WeightMap(nn.Module):
@@ -80,12 +86,12 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             ValueError: the weight is neither a parameter nor parametrized (something recomputes it, and would undo the
-                map in silence), or it is not of a floating-point type that a sum can be formed in.
+                map in silence), has no shape yet, or is not of a floating-point type that a sum can be formed in.
         """
         base = self.get_base_layer()
         self._originals = {}
         self._only: tuple[str, ...] | None = None
-        self._samples: tuple[list[Adapter | None], list[int]] | None = None
+        self._samples: Samples | None = None
         self._cache = WeightCache()
         self._order = list(base._parameters)
         self._old_weight_norm = modernise_weight_norm(base)
@@ -93,6 +99,10 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             raise ValueError(
                 f"{self.path}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
                 "it would be lost; take that off first, or use its form in torch.nn.utils.parametrizations"
+            )
+        if isinstance(base._parameters.get("weight"), nn.UninitializedParameter):
+            raise ValueError(
+                f"{self.path}: its weight has no shape before the model has run; run the model once before adapting it"
             )
         # Not base.weight.dtype: reading a spectrally normed weight takes a step of its power iteration.
         weight = base._parameters.get("weight")
@@ -150,25 +160,31 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What the base's tensor ``name`` is right now: adapted, or as it stands if disabled or merged."""
-        if self._samples is not None:
-            return BatchedWeight.make(tensor, *self._samples) if name == "weight" else tensor
+        samples = self._samples or samples_outside_of_forward(self)
+        if samples is not None:
+            plain = name == "bias" or samples[0] == [None]
+            return tensor if plain else BatchedWeight.make(tensor, *samples)
         adapters = self._on()
         if not adapters:
             return tensor
         if name == "bias":
             return self.adapt_bias(tensor, adapters)
-        factors = [factor for adapter in adapters for factor in self.factors_of(adapter)]
+        made_of = self._base_of(tensor)
+        if made_of is None:
+            return self.adapt_weight(tensor, adapters)
         return self._cache.get(
-            factors,
-            self._base_of(tensor),
+            [factor for adapter in adapters for factor in self.factors_of(adapter)],
+            made_of,
             lambda: tuple((adapter, self.settings_of(adapter)) for adapter in adapters),
             lambda: self.adapt_weight(tensor, adapters),
         )
 
-    def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """What the base's weight is made of: itself, or what weight norm makes it from."""
+    def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor] | None:
+        """What the base's weight is made of: itself, or weight norm's tensors; None if that is anybody's guess."""
         chain = parametrizations_of(self.get_base_layer(), "weight")
-        return [tensor] if len(chain) == 1 else [*chain.parameters(), *chain.buffers()]
+        if len(chain) == 1:
+            return [tensor]
+        return list(chain.parameters()) if is_weight_norm(chain) else None
 
     def train(self, mode: bool = True) -> "WeightSpaceLayer":
         """As in torch; training gives the memory of the weight kept for inference back."""
@@ -210,50 +226,14 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
+        if "_is_replica" in self.__dict__:  # DataParallel's, with factors of its own, on its device
+            for name in filter(self.is_mapped, ("weight", "bias")):
+                object.__setattr__(parametrizations_of(self.base_layer, name)[-1], "layer", self)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if adapter_names is None or self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
-        return self._mixed_batch(x, *args, adapter_names=adapter_names, **kwargs)
-
-    def _mixed_batch(self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> torch.Tensor:
-        """Each sample through the adapter that its name says (``"__base__"``: none)."""
-        if x.dim() < 3:
-            raise ValueError(f"adapter_names need a batch, and this input of shape {tuple(x.shape)} has none")
-        if len(adapter_names) != len(x):
-            raise ValueError(
-                f"adapter_names must name one adapter a sample: {len(adapter_names)} names, {len(x)} samples"
-            )
-        if self.merged:
-            raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")
-        known = self._get_available_adapters()
-        names = [name if name in known else "__base__" for name in adapter_names]  # one adapted elsewhere in the model
-        unique = list(dict.fromkeys(names))
-        adapters = {name: self.batched_adapter(name) for name in unique if name != "__base__"}
-        if adapters and None not in adapters.values():
-            try:
-                with self._with_samples([adapters.get(name) for name in unique], [unique.index(n) for n in names]):
-                    return self.base_layer(x, *args, **kwargs)
-            except PerSampleWeightError:
-                pass  # a forward that derives its weight, or folds the batch: one pass for each adapter
-        result: torch.Tensor | None = None
-        for name in unique:
-            rows = torch.tensor([i for i, each in enumerate(names) if each == name], device=x.device)
-            with self._with_only(() if name == "__base__" else (name,)):
-                part = self.base_layer(x[rows], *args, **kwargs)
-            result = part.new_empty(len(x), *part.shape[1:]) if result is None else result
-            result = result.index_copy(0, rows, part)
-        assert result is not None, "a batch has at least one sample"
-        return result
-
-    @contextmanager
-    def _with_samples(self, adapters: list[Adapter | None], which: list[int]) -> Iterator[None]:
-        """The base with a weight for each sample."""
-        self._samples = (adapters, which)
-        try:
-            yield
-        finally:
-            self._samples = None
+        return mixed_batch(self, x, *args, adapter_names=adapter_names, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write W' into the base; the base's own tensors are kept, so that `unmerge` restores them bit for bit.
@@ -286,6 +266,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             for name, parameter in base.named_parameters():
                 self._originals.setdefault(name, parameter.detach().clone())
             self.merged_adapters.extend(names)
+            self._cache.clear()
             for name, value in merged.items():
                 _assign(base, name, value)
             lost = [name for name, value in merged.items() if not _is_close(self.base_tensor(name), value)]
@@ -325,7 +306,17 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         except AttributeError:
             if name == "base_layer" or name.startswith("_") or "base_layer" not in self.__dict__.get("_modules", {}):
                 raise
-            return getattr(self.base_layer, name)
+            value = getattr(self.base_layer, name)
+            return _Parametrizations(value) if name == "parametrizations" else value
+
+
+class _Parametrizations(nn.Module):
+    """The base's, for who goes through modules by their names (PEFT does). Not the ``ModuleDict`` itself: torch's
+    functions on parametrizations would take the layer for its base, and leave a wreck."""
+
+    def __init__(self, chains: nn.Module) -> None:
+        super().__init__()
+        self._modules = chains._modules
 
 
 def _own_class(base: nn.Module) -> None:

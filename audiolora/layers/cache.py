@@ -68,14 +68,15 @@ class WeightCache:
 
 
 class _Entry:
-    """A weight, its settings, and the state of its sources when it was made."""
+    """A weight, its settings, and the state of it and its sources when it was made."""
 
     def __init__(self, weight: torch.Tensor, settings: Hashable, watches: "list[_Watch]") -> None:
-        self.weight, self.settings, self.watches, self.version = weight, settings, watches, weight._version
+        self.weight, self.settings, self.watches = weight, settings, watches
+        self.itself = _Watch(weight, _SAMPLE)  # whoever reads a layer's weight may write to it
 
     def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
         """Whether it would come out the same from these."""
-        if self.weight._version != self.version or len(sources) != len(self.watches):
+        if not self.itself.unchanged(self.weight) or len(sources) != len(self.watches):
             return False
         return all(watch.unchanged(source) for watch, source in zip(self.watches, sources, strict=True))
 
@@ -90,7 +91,7 @@ class _Watch:
         # A copy would not show later writes; that of a tensor without a plain order is never equal and never kept.
         self.view = flat[::step] if tensor.is_contiguous() else torch.full((1,), torch.nan)
         numbers = torch.randn(self.view.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.numbers = numbers.to(self.view.dtype)
+        self.numbers = numbers.to(torch.promote_types(self.view.dtype, torch.float32))
         self.projection = self._project()
 
     def unchanged(self, tensor: torch.Tensor) -> bool:
@@ -102,7 +103,7 @@ class _Watch:
         )
 
     def _project(self) -> float:
-        return torch.dot(self.view, self.numbers).item()
+        return torch.dot(self.view.to(self.numbers.dtype), self.numbers).item()  # in bf16 it would hide small changes
 
 
 def _keepable(tensor: torch.Tensor) -> bool:

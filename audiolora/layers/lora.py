@@ -164,26 +164,26 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         return weight
 
     def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
-        """Under a gradient for the factors with the base frozen; torch.export wants plain operators.
+        """Under a gradient for the factors with the base frozen; export, tracing and torch.func want plain operators.
 
         Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
         while PEFT reads the weight's device.
 
         Raises:
-            ValueError: dropout under torch.export.
+            ValueError: dropout under torch.export or torch.jit.trace.
         """
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             if self._dropout_p(adapters[0]):
                 raise ValueError(
                     f"lora_dropout={self._dropout_p(adapters[0])} on adapter {adapters[0]!r} has no form for "
-                    "torch.export in training mode; call eval() first"
+                    "torch.export or torch.jit.trace in training mode; call eval() first"
                 )
             return False
         factors = [factor for name in adapters for factor in self.factors_of(name)]
         if self._dropout_p(adapters[0]) or any(factor.is_meta != weight.is_meta for factor in factors):
             return True
         trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-        return trained and not weight.requires_grad
+        return trained and not weight.requires_grad and not _in_function_transform()
 
     def _dropout_p(self, name: str) -> float:
         dropout = self.lora_dropout[name]
@@ -198,6 +198,11 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def __repr__(self) -> str:
         return "audiolora." + super().__repr__()
+
+
+def _in_function_transform() -> bool:
+    """Inside ``torch.func``'s grad, vmap and so on, which the fused operator has no rules for."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:

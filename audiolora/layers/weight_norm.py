@@ -24,6 +24,12 @@ def parametrizations_of(module: nn.Module, name: str) -> parametrize.Parametriza
     return chain
 
 
+def is_weight_norm(chain: parametrize.ParametrizationList) -> bool:
+    """Whether torch's weight norm, a function of its two tensors alone, is the first parametrization and the only one
+    before audiolora's."""
+    return len(chain) == 2 and type(chain[0]) is parametrizations._WeightNorm
+
+
 def modernise_weight_norm(module: nn.Module) -> bool:
     """Replace an old-style weight norm on ``module.weight`` by the parametrization; True if there was one."""
     hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))

@@ -90,3 +90,13 @@ def test_the_norms_of_many_adapters_are_those_of_each() -> None:
     np.testing.assert_allclose(1 / inverse_norms(W, A, B).numpy(), np.stack(expected), rtol=1e-10)
     nothing = torch.zeros_like(W)
     assert not inverse_norms(nothing, A, torch.zeros_like(B)).any(), "a pruned channel stays zero"
+
+
+def test_a_norm_that_nearly_cancels_is_as_exact_as_its_sum() -> None:
+    """Pointwise depthwise kernels are one number each, and an update may take nearly all of it away."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(1, 8, 1, 1, generator=generator), torch.randn(1, 64, 8, generator=generator)
+    W = 1e-3 - B[0] @ A[0, :, 0]
+    V = W.double()[:, :, None] + (B[0].double() @ A[0, :, 0].double())[:, :, None]
+    exact = 1 / V.flatten(1).norm(dim=1)
+    torch.testing.assert_close(inverse_norms(W[:, :, None], A, B)[0].double(), exact, rtol=3e-3, atol=0)

@@ -22,12 +22,15 @@ WAYS = {
     "depthwise": ((2, 8, 50), (8, 1, 31), ConvGeometry(padding=15, groups=8)),
     "depthwise, short kernel": ((2, 8, 50), (8, 1, 5), ConvGeometry(padding=4, dilation=2, groups=8)),
     "depthwise, strided": ((2, 8, 90), (8, 1, 17), ConvGeometry(stride=2, groups=8)),
+    "depthwise, long kernel": ((2, 16, 400), (16, 1, 51), ConvGeometry(padding=25, groups=16)),
     "depthwise and transposed": ((2, 8, 20), (8, 1, 16), ConvGeometry(stride=8, groups=8, transposed=True)),
     "few inputs": ((2, 1, 6000), (64, 1, 10), ConvGeometry(stride=5)),
     "few inputs, padded": ((2, 3, 1500), (64, 3, 3), ConvGeometry(padding=1, dilation=2)),
     "strided": ((2, 64, 3001), (48, 64, 3), ConvGeometry(stride=2, padding=1)),
     "strided beyond its kernel": ((2, 64, 4200), (48, 64, 2), ConvGeometry(stride=3, dilation=2)),
     "plain": ((2, 8, 40), (12, 8, 3), ConvGeometry(stride=2, padding=1)),
+    "strided, dilated, padded": ((2, 3, 96), (64, 3, 11), ConvGeometry(3, 20, 2)),
+    "strided, dilated, padded and transposed": ((3, 4, 38), (4, 120, 13), ConvGeometry(3, 24, 2, 1, True, 2)),
     "plain and transposed": ((2, 8, 40), (8, 6, 4), ConvGeometry(2, 1, 1, 2, True, 1)),
 }
 
@@ -65,9 +68,10 @@ def test_every_way_is_the_convolution(way: str) -> None:
     assert_right(*WAYS[way])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("strided, dilated")])
 def test_every_way_is_differentiable_by_autograd(way: str) -> None:
-    """Where no operator of ours stands around it: dropout, mixed batches."""
+    """Where no operator of ours stands around it: dropout, mixed batches. (Of the ways left out torch's own ∂W is
+    wrong, and nobody here asks autograd for it.)"""
     x_shape, W_shape, geometry = WAYS[way]
     x, W = torch.randn(x_shape, requires_grad=True), torch.randn(W_shape, requires_grad=True)
     y, expected = convolve(x, W, None, geometry), reference(x.double(), W.double(), None, geometry)
@@ -133,3 +137,14 @@ def test_each_way_is_taken_by_some_of_the_shapes_above() -> None:
         name for name, (x, W, g) in WAYS.items() if native._is_strided(torch.empty(x), torch.empty(W), dys[name], g)
     ]
     assert strided == ["strided", "strided beyond its kernel"]
+
+
+@pytest.mark.parametrize("length", [70, 1500])
+def test_products_of_frames_that_overlap(length: int) -> None:
+    """What ``unfold`` gives: rows in one another's memory, which oneDNN refuses."""
+    channels, m = 64, 8
+    signal = torch.randn(2, length + channels - 1)
+    x, rows = signal.unfold(1, channels, 1).mT, torch.randn(m, channels)
+    outer = torch.randn(2, length + m - 1).unfold(1, m, 1).mT
+    near(rows_times(rows, x), torch.einsum("mc,ncl->nml", rows.double(), x.double()))
+    near(rows_against(outer, x), torch.einsum("nml,ncl->mc", outer.double(), x.double()))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import audiolora
@@ -115,6 +116,15 @@ def test_only_the_factors_train_and_the_base_s_parameters_are_the_same_objects()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_A" in name or "lora_B" in name for name in trainable) and len(trainable) == 4
     assert {id(parameter) for name, parameter in model.named_parameters() if "lora_" not in name} == before
+
+
+def test_torch_s_parametrizations_do_not_take_the_layer_for_its_base() -> None:
+    model, x = adapted(), sample()
+    y = model(x)
+    for change in (parametrizations.weight_norm, lambda conv: parametrize.remove_parametrizations(conv, "weight")):
+        with pytest.raises(ValueError, match="does not have"):
+            change(layer(model))
+    assert torch.equal(model(x), y)
 
 
 def test_hooks_on_the_base_still_run() -> None:

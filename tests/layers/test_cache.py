@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import audiolora
 from audiolora.layers.lora import LoraConv1d
@@ -84,6 +84,7 @@ CHANGES: dict[str, Callable[[PeftModel], Any]] = {
     "a state dict": lambda model: model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}),
     "dtype": lambda model: model.double().float(),
     "the kept weight itself": lambda model: layer(model).weight.mul_(2.0),
+    "the kept weight behind autograd's back": lambda model: layer(model).weight.data.mul_(2.0),
 }
 
 
@@ -96,7 +97,40 @@ def test_after_a_change_it_is_a_new_one(change: str, wrap: Any) -> None:
         CHANGES[change](model)
         torch.testing.assert_close(layer(model)(X), from_scratch(model))
         changed = not torch.allclose(layer(model)(X), before, rtol=1e-3)
-    assert changed is (change not in ("dtype", "the kept weight itself"))
+    assert changed is (change != "dtype" and not change.startswith("the kept weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_small_change_behind_autograd_s_back_is_seen_in_low_precision_too(dtype: torch.dtype) -> None:
+    model = adapted().to(dtype)
+    with torch.no_grad():
+        for row in range(6):
+            before = layer(model).weight.clone()
+            layer(model).lora_B["default"].weight.data[row].mul_(1.02)
+            assert not torch.equal(layer(model).weight, before)
+
+
+class Scaled(nn.Module):
+    """A parametrization with a number that no tensor holds."""
+
+    scale = 1.0
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.scale
+
+
+def test_what_a_stranger_s_parametrization_makes_is_not_kept() -> None:
+    scaled = Scaled()
+
+    def wrap(conv: nn.Module) -> nn.Module:
+        parametrize.register_parametrization(conv, "weight", scaled)
+        return conv
+
+    model = adapted(wrap)
+    with torch.no_grad():
+        layer(model)(X)
+        scaled.scale = 2.0
+        torch.testing.assert_close(layer(model)(X), from_scratch(model), rtol=0, atol=0)
 
 
 def test_switching_adapters_merging_and_disabling() -> None:
@@ -165,6 +199,16 @@ def test_functional_call_and_vmap_see_their_own_parameters() -> None:
         factor(model).mul_(2)
         torch.testing.assert_close(swapped, layer(model)(X))
         torch.testing.assert_close(both[1], swapped)
+
+
+@pytest.mark.parametrize("k", [1, 40])
+def test_a_model_traced_under_a_gradient_takes_other_batches_and_lengths(k: int) -> None:
+    with audiolora.enabled():
+        config = LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+        model = get_peft_model(nn.Sequential(nn.Conv1d(64, 64, k)), config).eval()
+    traced = torch.jit.trace(model, torch.randn(2, 64, 1100), check_trace=False)
+    x = torch.randn(3, 64, 1200)
+    torch.testing.assert_close(traced(x), model(x))
 
 
 def test_a_traced_model_holds_the_factors_not_their_sum() -> None:
