@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results" / "conv_step.csv"
-SECONDS = 6.0
+SECONDS = 4.0
 """For one shape; at least `ROUNDS` rounds whatever they take."""
 ROUNDS = 7
 
