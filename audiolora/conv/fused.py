@@ -22,7 +22,6 @@ from audiolora.conv.factors import LowRank, as_kernel, inverse_norm, lora_weight
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import laid_end_to_end, lowrank_grad_A, lowrank_project
 from audiolora.conv.native import (
-    both_gradients,
     convolve,
     input_gradient,
     rows_against,
@@ -95,19 +94,14 @@ class FusedLowRankConv1d(torch.autograd.Function):
         with without_autocast(dy):
             if need_bias:
                 dbias = dy.sum((0, 2))
-            W_eff = V if c is None or not need_x else scaled(V, c, term.transposed_groups)
+            # The factors first: what their products hold in between is gone again when ∂x is made.
             if ctx.path is Path.DENSE and (need_A or need_B or need_m):
-                if need_x:
-                    dx, dW = both_gradients(x, W_eff, dy, geometry)
-                else:
-                    dW = weight_gradient(x, V, dy, geometry)
-                gradients = projected(dW, V, term, c)
-            else:
-                # The factors first: what their products hold in between is gone again when ∂x is made.
-                if need_A or need_B or need_m:
-                    gradients = low_rank_gradients(x, dy, term, c, product, geometry)
-                if need_x:
-                    dx = input_gradient(x, W_eff, dy, geometry)
+                gradients = dense_gradients(x, dy, V, term, c, geometry)
+            elif need_A or need_B or need_m:
+                gradients = low_rank_gradients(x, dy, term, c, product, geometry)
+            if need_x:
+                W_eff = V if c is None else scaled(V, c, term.transposed_groups)
+                dx = input_gradient(x, W_eff, dy, geometry)
         dA = gradients.A.to(A.dtype) if need_A else None
         dB = gradients.B.to(B.dtype) if need_B else None
         if magnitude is not None and need_m:
@@ -170,16 +164,23 @@ def _gradients_end_to_end(
     return lowrank_grad_A(laid_end_to_end(x, slot, padding), dz, A, unpadded), dB
 
 
-def projected(dW: torch.Tensor, V: torch.Tensor, term: LowRank, c: torch.Tensor | None) -> FactorGradients:
-    """The dense ∂W' (as the weight is stored) on A, B and V."""
+def dense_gradients(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    V: torch.Tensor,
+    term: LowRank,
+    c: torch.Tensor | None,
+    geometry: ConvGeometry,
+) -> FactorGradients:
+    """The dense ∂W' (as the weight is stored), then its projections on A, B and V."""
     work = torch.promote_types(V.dtype, torch.float32)
-    G = as_kernel(dW, term.transposed_groups).flatten(1).to(work)
+    G = as_kernel(weight_gradient(x, V, dy, geometry), term.transposed_groups).flatten(1).to(work)
     dc = None
     if c is not None:
         dc = torch.linalg.vecdot(G, as_kernel(V, term.transposed_groups).flatten(1).to(work))
         G = G * c.to(work)[:, None]
-    A, B = term.A.flatten(1).to(work), term.B.to(work) * term.scaling
-    return FactorGradients((B.mT @ G).view_as(term.A), G @ (A.mT * term.scaling), dc)
+    A, B = term.A.flatten(1).to(work), term.B.to(work)
+    return FactorGradients((B.mT @ G * term.scaling).view_as(term.A), G @ A.mT * term.scaling, dc)
 
 
 def fused_conv1d(

@@ -158,18 +158,6 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), only_W)[1]
 
 
-def both_gradients(
-    x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """∂x and the dense ∂W: in one call where torch's own kernels are taken for both."""
-    shapes = (x, W, geometry)
-    other_way = _is_long(*shapes) or _is_depthwise(*shapes) or _has_few_inputs(*shapes) or _is_misread(x, geometry)
-    if other_way or _is_pointwise(dy, W, geometry) or _is_strided(x, W, dy, geometry):
-        return input_gradient(x, W, dy, geometry), weight_gradient(x, W, dy, geometry)
-    dx, dW, _ = torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), [True, True, False])
-    return dx, dW
-
-
 def _has_few_inputs(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Then every shifted view of x together is small against y, and worth it where y is large."""
     ordinary = geometry.groups == 1 and not geometry.transposed
