@@ -22,16 +22,18 @@ from audiolora.conv.lowrank import lowrank_both_gradients, lowrank_project
 from audiolora.conv.native import convolve, eager_cpu, input_gradient, rows_against, rows_times
 
 
-def holds_less(x: torch.Tensor, W: torch.Tensor, r: int, geometry: ConvGeometry) -> bool:
+def holds_less(x: torch.Tensor, W: torch.Tensor, r: int, geometry: ConvGeometry, dora: bool = False) -> bool:
     """Whether W' would be large against the tensors of a step, and what this way holds, k · r rows of x's length, not.
 
-    Only on CPU, where it was measured.
+    DoRA's c goes onto ∂y here and onto the weight there: this way only where ∂y is the smaller. Only on CPU, where it
+    was measured.
     """
     n, channels, length = x.shape
     rows = n * length * r * W.shape[2]
-    outputs = W.shape[1] * geometry.stride if geometry.transposed else W.shape[0] // geometry.stride
-    large = W.numel() > 2 * rows and 8 * W.numel() > n * length * (channels + outputs)
-    return large and geometry.groups == 1 and eager_cpu(x)
+    inputs = n * length * channels
+    outputs = n * length * (W.shape[1] * geometry.stride if geometry.transposed else W.shape[0] // geometry.stride)
+    large = W.numel() > 2 * rows and 8 * W.numel() > inputs + outputs
+    return large and (W.numel() > outputs or not dora) and geometry.groups == 1 and eager_cpu(x)
 
 
 class BesideLowRankConv1d(torch.autograd.Function):

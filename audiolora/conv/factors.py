@@ -151,7 +151,7 @@ def inverse_norms(
     W, A, B = as_kernel(weight, transposed_groups).flatten(1).to(work), A.flatten(2).to(work), B.to(work)
     if W.shape[1] <= 2 * A.shape[1]:
         return _inverse((W + B @ A).norm(dim=2))
-    squares = W.square().sum(1) + ((2 * (W @ A.mT) + B @ (A @ A.mT)) * B).sum(2)
+    squares = torch.linalg.vector_norm(W, dim=1).square() + ((2 * (W @ A.mT) + B @ (A @ A.mT)) * B).sum(2)
     return _inverse(squares.clamp_min(0).sqrt())
 
 

@@ -212,6 +212,6 @@ def fused_conv1d(
     path = gradient_path(W.shape, term.B.shape[1], geometry)
     if path is Path.DENSE and leaves_gradients_to_torch(x, W, geometry):  # the same sums, without Python in backward
         return convolve(x, adapted_weight(W, term, magnitude).to(x.dtype), bias, geometry)
-    if path is Path.LOW_RANK and holds_less(x, W, term.B.shape[1], geometry):
+    if path is Path.LOW_RANK and holds_less(x, W, term.B.shape[1], geometry, magnitude is not None):
         return BesideLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry)
     return FusedLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry, path)
