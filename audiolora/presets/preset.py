@@ -91,6 +91,8 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Pres
     resolved = {target: _names(model, target, preset) for target in asked}
     if targets == "both":
         resolved = {target: names for target, names in resolved.items() if names}
+    else:  # "conv" may also be what a module is called
+        resolved = {target: names or _called(model, target) for target, names in resolved.items()}
     missing = [target for target, names in resolved.items() if not names]
     if missing or not resolved:
         raise ValueError(_nothing_matches(model, missing or asked, preset))
@@ -132,6 +134,13 @@ def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
     if preset is None and target == "attention":
         return [name for suffix in ("q_proj", "v_proj") for name in matching(model, suffix)]
     return matching(model, target)
+
+
+def _called(model: nn.Module, name: str) -> list[str]:
+    """The modules of this name that an adapter fits."""
+    modules = modules_of(model)
+    fits = (each for each in matching(model, name) if isinstance(modules[each], ADAPTABLE))
+    return [*fits, *(each for each in matching(model, name) if has_convolution_weight(modules[each]))]
 
 
 def _nothing_matches(model: nn.Module, missing: list[str], preset: Preset | None) -> str:
