@@ -83,7 +83,8 @@ def check_life(
         model.save_pretrained(folder)
         with audiolora.enabled():
             loaded = PeftModel.from_pretrained(build(), folder).eval()
-        assert torch.equal(run(loaded), after)
+        assert_unmoved(loaded, model.state_dict())
+        torch.testing.assert_close(run(loaded), after, rtol=1e-6, atol=1e-6)  # sums go by where tensors lie in memory
 
         model.merge_adapter(safe_merge=True)
         torch.testing.assert_close(run(model), after, rtol=1e-4, atol=1e-5)
