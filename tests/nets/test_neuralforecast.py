@@ -1,4 +1,4 @@
-"""neuralforecast's TCN, BiTCN and TimesNet with adapters in them: `fit`, `predict`, `cross_validation` go on as ever."""
+"""neuralforecast's TCN, BiTCN and TimesNet with adapters in them: `fit`, `predict`, `cross_validation` go on."""
 
 from __future__ import annotations
 
