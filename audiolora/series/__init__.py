@@ -1,0 +1,1 @@
+"""Time series: frames, checks, scaling, windows, forecasters, metrics, streaming."""
