@@ -1,13 +1,12 @@
 """What a forecast must beat: the last season again, and a ridge regression a device.
 
-Both give forecasts in long form (``unique_id``, ``ds``, ``cutoff``, ``y`` and a column of their own), for the cutoffs that
-are asked for, from nothing behind them.
+Both give forecasts in long form (``unique_id``, ``ds``, ``cutoff``, ``y`` and a column of their own), for the cutoffs
+that are asked for, from nothing behind them.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,8 +95,8 @@ def ridge(
         lookback: steps it sees.
         known: covariates whose future is known.
         after: training targets lie strictly behind it: a device's history begins there.
-        until: it is fitted once on what lies up to here, at or before every cutoff; None: anew at every cutoff, on all up
-            to it.
+        until: it is fitted once on what lies up to here, at or before every cutoff; None: anew at every cutoff, on
+            all up to it.
         stride: steps from one training window to the next.
         alphas: penalties to try.
 
@@ -119,8 +118,8 @@ def ridge(
     if until is not None and (wanted["cutoff"] < pd.Timestamp(until)).any():
         early = wanted.loc[wanted["cutoff"].idxmin()]
         raise ValueError(
-            f"{early['unique_id']}: the cutoff {early['cutoff']} lies before until={until}, so ridge would have learned "
-            "from what it is to forecast; take an earlier until, or None"
+            f"{early['unique_id']}: the cutoff {early['cutoff']} lies before until={until}, so ridge would have "
+            "learned from what it is to forecast; take an earlier until, or None"
         )
     tables = []
     for unique_id, rows in frame.groupby("unique_id", sort=False, observed=True):
@@ -131,9 +130,7 @@ def ridge(
                 continue
             if fitted is None or until is None:
                 end = cutoff if until is None else until
-                past = windows(
-                    rows, lookback, horizon, freq=freq, known=known, after=after, until=end, stride=stride
-                )  # fmt: skip
+                past = windows(rows, lookback, horizon, freq=freq, known=known, after=after, until=end, stride=stride)
                 fitted = _fitted(str(unique_id), past, alphas, -(-horizon // stride))
             values = fitted.predict(_features(seen, horizon)).reshape(1, horizon)
             tables.append(long_form(seen, {"ridge": values}))
@@ -177,7 +174,6 @@ def _features(seen: Windows, horizon: int) -> np.ndarray:
 
 
 def _fitted(unique_id: str, past: Windows, alphas: Sequence[float], gap: int) -> Pipeline:
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import TimeSeriesSplit
     from sklearn.pipeline import make_pipeline
@@ -190,15 +186,9 @@ def _fitted(unique_id: str, past: Windows, alphas: Sequence[float], gap: int) ->
             "history, a shorter lookback or horizon, or leave it out"
         )
     # Neighbouring windows share most of their values: leaving one out would choose no penalty at all.
-    folds = list(_blocks_of_time(TimeSeriesSplit(_FOLDS, gap=gap), len(past)))
+    folds = TimeSeriesSplit(_FOLDS, gap=gap)
     model = make_pipeline(StandardScaler(), RidgeCV(alphas, cv=folds, scoring="neg_mean_absolute_error"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(_features(past, past.y.shape[1]), past.y.astype(np.float64))
-
-
-def _blocks_of_time(split: Any, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    yield from split.split(np.empty(count))
+    return model.fit(_features(past, past.y.shape[1]), past.y.astype(np.float64))
 
 
 def _in_order(rows: pd.DataFrame, name: str) -> pd.DataFrame:

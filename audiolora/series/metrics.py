@@ -1,11 +1,11 @@
 """How good forecasts are: MAE, MSE, MASE and scaled CRPS by utilsforecast, intervals over devices by SciPy's bootstrap.
 
-Forecasts are in long form: ``unique_id``, ``ds``, ``cutoff``, ``y`` and a column a model. A model's quantiles are columns
-beside its own: ``MODEL_q0.1`` (ours) or ``MODEL-lo-80`` and ``MODEL-hi-80`` (Nixtla's).
+Forecasts are in long form: ``unique_id``, ``ds``, ``cutoff``, ``y`` and a column a model. A model's quantiles are
+columns beside its own: ``MODEL_q0.1`` (ours) or ``MODEL-lo-80`` and ``MODEL-hi-80`` (Nixtla's).
 
 MASE (Hyndman and Koehler, 2006) divides a device's error by what the seasonal naive forecast errs on that device's own
 history up to the cutoff, so devices of any size can be averaged. The scaled CRPS (Rangapuram et al., 2021) is twice the
-mean quantile loss over the sum of |y|; a model without quantiles is scored as the distribution that is all at its point.
+mean quantile loss over the sum of |y|; a model without quantiles is scored as if all probability were at its point.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def score(
         by: ``"unique_id"``, ``"cutoff"`` or both; errors are computed by device and cutoff, and averaged over the rest.
 
     Returns:
-        DataFrame of the columns of ``by``, ``model``, ``mae``, ``mse`` (squared units), ``mase`` and, where some model has
-        quantiles, ``scaled_crps``. MASE is NaN for a device whose history never changes from season to season, and
+        DataFrame of the columns of ``by``, ``model``, ``mae``, ``mse`` (squared units), ``mase`` and, where some model
+        has quantiles, ``scaled_crps``. MASE is NaN for a device whose history never changes from season to season, and
         the scaled CRPS where y is zero throughout: neither is defined there.
 
     Raises:
@@ -73,7 +73,9 @@ def score(
     if unknown := [name for name in by if name not in _GROUPS] or not by:
         raise ValueError(f"by must name unique_id, cutoff or both, got {unknown or by}")
     if seasonality < 1:
-        raise ValueError(f"seasonality must be at least 1 step, got {seasonality}; 24 for hourly data with a daily rhythm")
+        raise ValueError(
+            f"seasonality must be at least 1 step, got {seasonality}; 24 for hourly data with a daily rhythm"
+        )
     models = models_of(forecasts)
     scored = _checked(forecasts, models).dropna(subset=["y"])
     known_past = _past(scored, history, seasonality)
@@ -105,8 +107,8 @@ def summarise(
         seed: of the bootstrap; the same seed gives the same interval.
 
     Returns:
-        DataFrame ``model``, ``metric``, ``value`` (the mean over devices), ``low``, ``high``, ``devices`` (how many have
-        the metric); with a reference also ``change`` (the mean of the device's error minus the reference's),
+        DataFrame ``model``, ``metric``, ``value`` (the mean over devices), ``low``, ``high``, ``devices`` (how many
+        have the metric); with a reference also ``change`` (the mean of the device's error minus the reference's),
         ``change_low``, ``change_high``, ``wins`` (devices with a smaller error) and ``worst`` (the largest relative
         growth of a device's error, as a share of the reference's).
 
@@ -191,9 +193,9 @@ def _checked(forecasts: pd.DataFrame, models: dict[str, dict[float, str]]) -> pd
         if broken.any():
             first = forecasts.loc[broken].iloc[0]
             raise ValueError(
-                f"{first['unique_id']}, cutoff {first['cutoff']}: {name} forecasts {first[name]} for {first['ds']} (and "
-                f"{broken.sum() - 1} more rows are not finite); a model is scored on all rows or on none, drop it or the "
-                "device"
+                f"{first['unique_id']}, cutoff {first['cutoff']}: {name} forecasts {first[name]} for {first['ds']} "
+                f"(and {broken.sum() - 1} more rows are not finite); a model is scored on all rows or on none, drop it or "
+                "the device"
             )
     return forecasts
 
