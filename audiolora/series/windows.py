@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
 from audiolora.series.problems import require_long
-from audiolora.series.rows import Columns, Device, columns_of, devices_of
+from audiolora.series.rows import Columns, Device, devices_of, window_columns
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def windows(
         >>> found.x.shape, found.y.tolist()
         ((2, 1, 4), [[4.0, 5.0], [6.0, 7.0]])
     """
-    columns = columns_of(frame, lookback, horizon, known)
+    columns = window_columns(frame, lookback, horizon, known)
     if stride < 1:
         raise ValueError(f"stride must be at least 1 step, got {stride}; try stride=1")
     begin, end = _moment("after", after), _moment("until", until)
@@ -131,7 +131,7 @@ def latest(
         >>> latest(frame, 4, 2, freq="h").x.tolist()
         [[[4.0, 5.0, 6.0, 7.0]]]
     """
-    columns = columns_of(frame, lookback, horizon, known)
+    columns = window_columns(frame, lookback, horizon, known)
     moment = _moment("at", at)
     found = [_last_window(device, lookback, horizon, moment) for device in devices_of(frame, columns, freq)]
     return _cut(found, columns, lookback, horizon, targets=False)
