@@ -91,7 +91,10 @@ class Findings:
             shown.add_column(heading, overflow="fold")
         bad, order = set(self.bad_ids), {name: place for place, name in enumerate(self.devices)}
         place = self.table["unique_id"].map(lambda name: (name in order and name not in bad, order.get(name, -1)))
-        for one in self.table.loc[place.sort_values(kind="stable").index].itertuples():
+        ordered = self.table.loc[place.sort_values(kind="stable").index]
+        # What is wrong with several columns alike (a sensor that was off) takes one line.
+        alike = ["unique_id", "problem", "bad", "first", "detail", "remedy"]
+        for one in ordered.groupby(alike, sort=False)["column"].agg(", ".join).reset_index().itertuples():
             # Text, not str: a device called "[red]" must be shown, not obeyed.
             cells = (one.unique_id, one.column, one.problem, one.first, one.detail, one.remedy)
             shown.add_row(*(Text(str(cell)) for cell in cells), style="bold" if one.bad else None)

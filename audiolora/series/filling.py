@@ -30,7 +30,7 @@ def fill(
         limit: a gap of more steps than this stays as it is, whole; None fills every gap.
         season: steps of a season for `"seasonal"`, e.g. 24 for hours of a day.
 
-    Returns: the frame by device and time; infinite values stay. `filled(frame, result)` tells how many were filled where.
+    Returns: the frame by device and time. `filled(frame, result)` tells how many values were filled where.
 
     Raises:
         SeriesError: not a long frame, or devices whose stamps do not fit the step.
@@ -103,7 +103,7 @@ def _every_step(device: Device) -> np.ndarray:
     if last - first > _STEPS_A_ROW * len(device.steps) + _STEPS_ANYWAY:
         begin, end = device.grid.stamps(np.array([first, last]))
         raise SeriesError(
-            f"{device.unique_id}: {len(device.steps)} rows over {last - first + 1} steps, from {begin} to {end}; drop the "
+            f"{device.unique_id}: {len(device.steps)} rows over {last - first + 1} steps, {begin} to {end}; drop the "
             "stray stamp at one of the ends, or name a longer freq"
         )
     return np.arange(first, last + 1)
