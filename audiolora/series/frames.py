@@ -200,7 +200,7 @@ def _from_long(
     found = []
     if nameless.any():
         detail = f"{nameless.sum()} rows without a device, the first at {places[nameless].iloc[0]}"
-        found.append(finding("(none)", names.id_col, "duplicate_id", nameless.sum(), places[nameless].iloc[0], detail))
+        found.append(finding("(none)", names.id_col, "no_id", nameless.sum(), places[nameless].iloc[0], detail))
     ids = ids.where(~nameless, "(none)")
     stamps = read_stamps(rows[names.time_col], time_zone)
     found += _stamp_findings(ids, stamps, rows[names.time_col], places)

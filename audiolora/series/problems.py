@@ -39,6 +39,7 @@ PROBLEMS: dict[str, Problem] = {
     "nan": Problem(False, "windows never cross it; or fill(frame, freq=…, rule=…, limit=…)"),
     "inf": Problem(True, "a number was divided by zero upstream; write NaN in its place"),
     "too_short": Problem(True, "a longer history, a shorter lookback or horizon, or fill() over the gaps"),
+    "no_id": Problem(True, "name the device in every row"),
     "duplicate_id": Problem(True, "give each device an id of its own, or keep one of its blocks"),
     "same_series": Problem(True, "the same measurements under two ids: keep one, or train and test are not apart"),
     "unit_jump": Problem(True, "bring both parts to one unit: multiply or divide one of them"),
@@ -76,6 +77,12 @@ def notes(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return list(frame.attrs.get(_NOTES, []))
 
 
+def keep_notes(source: pd.DataFrame, target: pd.DataFrame) -> None:
+    """Give `target` the notes of `source` about the devices that `target` has, and the source's other attributes."""
+    left = set(target["unique_id"])
+    target.attrs = {**source.attrs, _NOTES: [one for one in notes(source) if one["unique_id"] in left]}
+
+
 def require_long(frame: pd.DataFrame) -> None:
     """Raise unless `frame` is in long form: columns unique_id, ds (stamps in UTC without a zone) and y.
 
@@ -90,6 +97,11 @@ def require_long(frame: pd.DataFrame) -> None:
     problems = [f"no column {name!r}" for name in ("unique_id", "ds", "y") if name not in frame.columns]
     if "ds" in frame.columns and not pd.api.types.is_datetime64_dtype(frame["ds"].dtype):
         problems.append(f"column 'ds' must be datetime64 in UTC without a zone, is {frame['ds'].dtype}")
+    if "unique_id" in frame.columns:
+        if not pd.api.types.is_string_dtype(frame["unique_id"].dtype):
+            problems.append(f"column 'unique_id' must be text, is {frame['unique_id'].dtype}; use .astype(str)")
+        elif frame["unique_id"].isna().any():
+            problems.append(f"column 'unique_id' is empty in {frame['unique_id'].isna().sum()} rows")
     for name in frame.columns:
         if name not in ("unique_id", "ds") and not pd.api.types.is_numeric_dtype(frame[name].dtype):
             problems.append(f"column {name!r} must hold numbers, is {frame[name].dtype}")

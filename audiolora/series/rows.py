@@ -17,13 +17,15 @@ KEYS = ("unique_id", "ds", "y")
 
 @dataclass(frozen=True)
 class Columns:
+    """Which columns become channels, in their order."""
+
     past: tuple[str, ...]  # y first
     known: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rows of one device by step: `steps` (m,) ascending, `past` (m, C) and `known` (m, K) float32."""
+    """Rows of one device by step: `steps` (m,) ascending, `past` (m, C) and `known` (m, K)."""
 
     unique_id: str
     grid: Grid
@@ -32,7 +34,8 @@ class Device:
     known: np.ndarray
 
 
-def columns_of(frame: pd.DataFrame, lookback: int, horizon: int, known: Sequence[str]) -> Columns:
+def window_columns(frame: pd.DataFrame, lookback: int, horizon: int, known: Sequence[str]) -> Columns:
+    """The channels of windows of `frame`; raises for what is no long frame, no length, or no covariate."""
     require_long(frame)
     for name, value in (("lookback", lookback), ("horizon", horizon)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -50,7 +53,12 @@ def columns_of(frame: pd.DataFrame, lookback: int, horizon: int, known: Sequence
     return Columns(("y", *(name for name in covariates if name not in known)), tuple(known))
 
 
-def devices_of(frame: pd.DataFrame, columns: Columns, freq: Any) -> list[Device]:
+def devices_of(frame: pd.DataFrame, columns: Columns, freq: Any, dtype: type = np.float32) -> list[Device]:
+    """The devices of a long frame, in its order.
+
+    Raises:
+        SeriesError: devices with stamps missing, off the grid or twice; the message names all of them.
+    """
     devices, problems = [], []
     offset = parse_freq(freq)
     for unique_id, rows in frame.groupby("unique_id", sort=False, observed=True):
@@ -67,11 +75,11 @@ def devices_of(frame: pd.DataFrame, columns: Columns, freq: Any) -> list[Device]
         elif len(twice):
             problems.append(f"{unique_id}: {len(twice)} stamps twice, the first {stamps[order][twice[0]]}")
         else:
-            past, known = (rows[list(names)].to_numpy(np.float32)[order] for names in (columns.past, columns.known))
+            past, known = (rows[list(names)].to_numpy(dtype)[order] for names in (columns.past, columns.known))
             devices.append(Device(str(unique_id), grid, steps[order], past, known))
     if problems:
         headline = (
-            f"windows every {offset.freqstr} cannot be made; look at checks.check and drop what is bad by keep_good"
+            f"devices that are not on steps of {offset.freqstr}; look at checks.check, drop what is bad by keep_good"
         )
         raise SeriesError(listing(headline, problems))
     return devices

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
 from audiolora.series.problems import require_long
-from audiolora.series.rows import Columns, Device, columns_of, devices_of
+from audiolora.series.rows import Columns, Device, devices_of, window_columns
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ class Windows:
 
     Attributes:
         x: (N, C, lookback) float32, so a counter that runs into the millions is to be differenced first; the channels
-            are y, the past covariates, the known covariates. A known covariate
-            is shifted: its column t holds the value at t + horizon, so that the last `horizon` columns are the
-            horizon's own.
+            are y, the past covariates, the known covariates. A known covariate is shifted: its column t holds the
+            value at t + horizon, so that the last `horizon` columns are the horizon's own.
         y: (N, horizon) float32, the targets; NaN from `latest`.
         unique_id: (N,) str, the device.
         cutoff: (N,) datetime64[ns], the last stamp of the lookback.
@@ -99,13 +98,13 @@ def windows(
         >>> found.x.shape, found.y.tolist()
         ((2, 1, 4), [[4.0, 5.0], [6.0, 7.0]])
     """
-    columns = columns_of(frame, lookback, horizon, known)
+    columns = window_columns(frame, lookback, horizon, known)
     if stride < 1:
         raise ValueError(f"stride must be at least 1 step, got {stride}; try stride=1")
     begin, end = _moment("after", after), _moment("until", until)
     spans = (lookback, horizon, stride)
-    parts = [_device_windows(device, columns, spans, begin, end) for device in devices_of(frame, columns, freq)]
-    return _joined(parts, columns, lookback, horizon)
+    found = [_device_windows(device, spans, begin, end) for device in devices_of(frame, columns, freq)]
+    return _cut(found, columns, lookback, horizon)
 
 
 def latest(
@@ -132,10 +131,10 @@ def latest(
         >>> latest(frame, 4, 2, freq="h").x.tolist()
         [[[4.0, 5.0, 6.0, 7.0]]]
     """
-    columns = columns_of(frame, lookback, horizon, known)
+    columns = window_columns(frame, lookback, horizon, known)
     moment = _moment("at", at)
-    parts = [_last_window(device, columns, lookback, horizon, moment) for device in devices_of(frame, columns, freq)]
-    return _joined(parts, columns, lookback, horizon)
+    found = [_last_window(device, lookback, horizon, moment) for device in devices_of(frame, columns, freq)]
+    return _cut(found, columns, lookback, horizon, targets=False)
 
 
 def split_times(frame: pd.DataFrame, *, val: Any, test: Any) -> Split:
@@ -172,20 +171,19 @@ def split_times(frame: pd.DataFrame, *, val: Any, test: Any) -> Split:
 
 
 @dataclass(frozen=True)
-class _Part:
-    unique_id: str
-    x: np.ndarray
-    y: np.ndarray
-    cutoff: np.ndarray
-    ds: np.ndarray
+class _Found:
+    """Where the windows of a device start (rows), and how many it could have had more."""
+
+    device: Device
+    starts: np.ndarray
     lost: int
 
 
-def _device_windows(device: Device, columns: Columns, spans: tuple[int, int, int], after: Any, until: Any) -> _Part:
+def _device_windows(device: Device, spans: tuple[int, int, int], after: Any, until: Any) -> _Found:
     lookback, horizon, stride = spans
     measured = device.steps[np.isfinite(device.past[:, 0])]
     if not len(measured):
-        return _part(device, np.empty(0, np.int64), lookback, horizon, 0)
+        return _Found(device, np.empty(0, np.int64), 0)
     anchor = low = int(measured[0])
     last = int(measured[-1])
     if after is not None:
@@ -194,11 +192,11 @@ def _device_windows(device: Device, columns: Columns, spans: tuple[int, int, int
     if until is not None:
         last = min(last, device.grid.last_until(until))
     high = last - lookback - horizon + 1
-    possible = max(0, (high - anchor) // stride - (low - 1 - anchor) // stride) if high >= low else 0
+    possible = (high - anchor) // stride - (low - 1 - anchor) // stride if high >= low else 0
     starts = _whole(device, lookback, horizon)
     steps = device.steps[starts]
     starts = starts[(steps >= low) & (steps <= high) & ((steps - anchor) % stride == 0)]
-    return _part(device, starts, lookback, horizon, possible - len(starts))
+    return _Found(device, starts, possible - len(starts))
 
 
 def _whole(device: Device, lookback: int, horizon: int) -> np.ndarray:
@@ -220,57 +218,45 @@ def _bad_within(values: np.ndarray, length: int) -> np.ndarray:
     return bad[length:] > bad[:-length]
 
 
-def _last_window(device: Device, columns: Columns, lookback: int, horizon: int, at: Any) -> _Part:
+def _last_window(device: Device, lookback: int, horizon: int, at: Any) -> _Found:
     usable = np.isfinite(device.past[:, 0])
     if at is not None:
         usable &= device.steps <= device.grid.last_until(at)
-    row = np.flatnonzero(usable)[-1:]  # the cutoff's
-    start = row - lookback + 1
-    whole = len(row) == 1 and start[0] >= 0 and device.steps[row[0]] - device.steps[start[0]] == lookback - 1
+    row = int(np.flatnonzero(usable)[-1]) if usable.any() else -1  # the cutoff's
+    start, known_end = row - lookback + 1, row + (horizon if device.known.shape[1] else 0)
+    whole = start >= 0 and known_end < len(device.steps)
     if whole:
-        whole = bool(np.isfinite(device.past[start[0] : row[0] + 1]).all())
-    if whole and columns.known:
-        ahead = row[0] + horizon
-        whole = ahead < len(device.steps) and device.steps[ahead] - device.steps[row[0]] == horizon
-        whole = whole and bool(np.isfinite(device.known[start[0] + horizon : ahead + 1]).all())
-    starts = start if whole else np.empty(0, np.int64)
-    return _part(device, starts, lookback, horizon, int(not whole), targets=False)
+        consecutive = device.steps[known_end] - device.steps[start] == known_end - start
+        finite = np.isfinite(device.past[start : row + 1]).all()
+        known = np.isfinite(device.known[start + horizon : known_end + 1]).all()
+        whole = bool(consecutive and finite and known)
+    return _Found(device, np.array([start] if whole else [], np.int64), int(not whole))
 
 
-def _part(device: Device, starts: np.ndarray, lookback: int, horizon: int, lost: int, targets: bool = True) -> _Part:
-    """The windows that start at rows `starts`."""
-    past, known = device.past, device.known
-    channels = past.shape[1] + known.shape[1]
-    if not len(starts):
-        x, y = np.empty((0, channels, lookback), np.float32), np.empty((0, horizon), np.float32)
-        return _Part(device.unique_id, x, y, np.empty(0, "M8[ns]"), np.empty((0, horizon), "M8[ns]"), lost)
-    x = sliding_window_view(past, lookback, axis=0)[starts]  # (N, C, lookback)
-    if known.shape[1]:
-        x = np.concatenate([x, sliding_window_view(known, lookback, axis=0)[starts + horizon]], axis=1)
-    ends = device.steps[starts] + lookback - 1
-    y = np.full((len(starts), horizon), np.nan, np.float32)
-    if targets:
-        y = sliding_window_view(past[:, 0], horizon)[starts + lookback]
-    ds = device.grid.stamps(ends[:, None] + np.arange(1, horizon + 1))
-    return _Part(device.unique_id, x, y, device.grid.stamps(ends), ds, lost)
-
-
-def _joined(parts: list[_Part], columns: Columns, lookback: int, horizon: int) -> Windows:
-    names = (*columns.past, *columns.known)
-    counts = pd.DataFrame(
-        {
-            "unique_id": pd.Series([part.unique_id for part in parts], dtype=str),
-            "windows": np.array([len(part.y) for part in parts], np.int64),
-            "lost": np.array([part.lost for part in parts], np.int64),
-        }
-    )
-    empty = _Part("", np.empty((0, len(names), lookback), np.float32), np.empty((0, horizon), np.float32),
-                  np.empty(0, "M8[ns]"), np.empty((0, horizon), "M8[ns]"), 0)  # fmt: skip
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in [*parts, empty]]) for name in ("x", "y", "cutoff", "ds")
-    }
-    unique_id = np.repeat(np.array([*counts["unique_id"]], object), counts["windows"])
-    return Windows(**joined, unique_id=unique_id, channels=names, known=len(columns.known), counts=counts)
+def _cut(found: list[_Found], columns: Columns, lookback: int, horizon: int, targets: bool = True) -> Windows:
+    """The windows themselves, each value copied once."""
+    counts = [len(one.starts) for one in found]
+    names, total = (*columns.past, *columns.known), sum(counts)
+    x, y = np.empty((total, len(names), lookback), np.float32), np.full((total, horizon), np.nan, np.float32)
+    cutoff, ds = np.empty(total, "datetime64[ns]"), np.empty((total, horizon), "datetime64[ns]")
+    end = 0
+    for one, count in zip(found, counts, strict=True):
+        if not count:
+            continue
+        device, starts, here = one.device, one.starts, slice(end, end + count)
+        end += count
+        for channel, values in enumerate([*device.past.T, *device.known.T]):
+            shift = horizon if channel >= len(columns.past) else 0
+            x[here, channel] = sliding_window_view(np.ascontiguousarray(values), lookback)[starts + shift]
+        if targets:
+            y[here] = sliding_window_view(device.past[:, 0], horizon)[starts + lookback]
+        steps = device.steps[starts] + lookback - 1
+        cutoff[here] = device.grid.stamps(steps)
+        ds[here] = device.grid.stamps(steps[:, None] + np.arange(1, horizon + 1))
+    ids = np.array([one.device.unique_id for one in found], object)
+    table = {"unique_id": pd.Series(ids, dtype=str), "windows": counts, "lost": [one.lost for one in found]}
+    shown = pd.DataFrame(table).astype({"windows": "int64", "lost": "int64"})
+    return Windows(x, y, np.repeat(ids, counts), cutoff, ds, names, len(columns.known), shown)
 
 
 def _moment(name: str, value: Any) -> np.datetime64 | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolora.speech.fetch import FetchError, cache_dir, fetch_debian, fetch_pypi, read_member
+from audiolora.packages import FetchError, cache_dir, fetch_debian, fetch_pypi, read_member
 
 BACKEND = """
 import pathlib
