@@ -165,8 +165,8 @@ class Forecaster:
             start: the first cutoff; None: so that the last forecast ends with the frame.
 
         Returns:
-            As `predict`, and ``y`` (NaN where it is missing). A device whose lookback has a gap at a cutoff, or that has
-            no measurement there, has no rows for it.
+            As `predict`, and ``y`` (NaN where it is missing). A device whose lookback has a gap at a cutoff, or
+            that has no measurement there, has no rows for it.
 
         Raises:
             ValueError: an origin behind the last stamp.
@@ -200,7 +200,7 @@ class Forecaster:
         return found
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter in PEFT's format, or the whole network, and ``forecaster.json``; an old folder is replaced."""
+        """Write the adapter in PEFT's format, or the whole network, and ``forecaster.json``, in place of the folder."""
         from audiolora.series.saving import save_forecaster
 
         save_forecaster(self, Path(folder))

@@ -194,8 +194,8 @@ def _checked(forecasts: pd.DataFrame, models: dict[str, dict[float, str]]) -> pd
             first = forecasts.loc[broken].iloc[0]
             raise ValueError(
                 f"{first['unique_id']}, cutoff {first['cutoff']}: {name} forecasts {first[name]} for {first['ds']} "
-                f"(and {broken.sum() - 1} more rows are not finite); a model is scored on all rows or on none, drop it or "
-                "the device"
+                f"(and {broken.sum() - 1} more rows are not finite); a model is scored on all rows or on none, drop it "
+                "or the device"
             )
     return forecasts
 
