@@ -303,6 +303,7 @@ def _arguments(settings: FitSettings, epochs: int, folder: Path, validated: bool
         greater_is_better=False if validated else None,
         prediction_loss_only=True,
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # which would show a finite loss where there is none
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["y"],
         remove_unused_columns=False,
