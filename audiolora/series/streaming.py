@@ -168,7 +168,9 @@ class Stream:
         x[1].movedim(self.time_dim if self.time_dim < 0 else self.time_dim - 1, 0)[1] = torch.nan
         with plain_kernels():
             whole = self._forward(x)
-            pieces, state, begin = [], {}, 0
+            pieces: list[torch.Tensor] = []
+            state: State = {}
+            begin = 0
             sizes = [*_TRIAL_CHUNKS, *[max(1, length // 6)] * 6]
             try:
                 while begin < length:

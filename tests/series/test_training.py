@@ -71,6 +71,7 @@ def test_an_epoch_is_that_of_torch_s_adamw(toward_base):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_strong_pull_keeps_the_weights_where_they_started():
     ends = {}
     for pull in (0.0, 1e3):
