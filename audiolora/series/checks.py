@@ -261,6 +261,8 @@ def _length_findings(
     longest = min(len(stamps), 1)
     if freq is not None and len(stamps) > 1:
         steps, on_grid = Grid.of(stamps, freq).steps(stamps)
+        if on_grid.mean() < 0.5:
+            return  # told as irregular
         breaks = np.flatnonzero(np.diff(steps[on_grid]) != 1)
         edges = np.concatenate([[-1], breaks, [on_grid.sum() - 1]])
         longest = int(np.diff(edges).max())

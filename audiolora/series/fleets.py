@@ -196,12 +196,12 @@ FLEETS: dict[str, _Packaged] = {
         member="data/citylearn_challenge_2022_phase_all",
         freq="h",
         seasonality=24,
-        what="net load in kWh an hour: the home's load less its PV. The tables hold month, hour and weekday, and no year; "
-        f"stamps run from {_CITYLEARN_START}, with which all of them agree, and are the tables' own clock, which knows "
-        "no summer time",
+        what="net load in kWh an hour: the home's load less its PV. The tables hold month, hour and weekday, and no "
+        f"year; stamps run from {_CITYLEARN_START}, with which all of them agree, and are the tables' own clock, "
+        "which knows no summer time",
         licence="the wheel holds an MIT licence ('Copyright (c) 2020 Jose Ramon Vazquez-Canteli, Intelligent "
-        "Environments Laboratory') and the classifier 'License :: OSI Approved :: MIT License'; it states nothing about "
-        "the data apart",
+        "Environments Laboratory') and the classifier 'License :: OSI Approved :: MIT License'; it states nothing "
+        "about the data apart",
         frame=_citylearn,
     ),
     "simbench": _Packaged(
@@ -211,8 +211,8 @@ FLEETS: dict[str, _Packaged] = {
         member="networks/1-complete_data-mixed-all-0-sw",
         freq="15min",
         seasonality=96,
-        what="active power as a share of each profile's peak, loads and generators; a benchmark's profiles, from German "
-        "local time to UTC",
+        what="active power as a share of each profile's peak, loads and generators; a benchmark's profiles, from "
+        "German local time to UTC",
         licence="'The database called SimBench is made available under the Open Database License: "
         "http://opendatacommons.org/licenses/odbl/1.0/. Any rights in individual contents of the database are "
         "licensed under the Database Contents License: http://opendatacommons.org/licenses/dbcl/1.0/'",
@@ -227,8 +227,8 @@ FLEETS: dict[str, _Packaged] = {
         seasonality=144,
         what="active power in kW, averages over 10 min. Two measurements share a stamp in the first hour of summer "
         "time; both are left out, and an hour is missing in autumn, so summer's stamps may be off by one hour",
-        licence='\'The example data provided in la_haute_borne.zip are based on data for the "La Haute Borne" wind farm '
-        "published by ENGIE under the Open License version 2.0'",
+        licence='\'The example data provided in la_haute_borne.zip are based on data for the "La Haute Borne" wind '
+        "farm published by ENGIE under the Open License version 2.0'",
         frame=_turbines,
     ),
     "meters": _Packaged(
@@ -239,7 +239,8 @@ FLEETS: dict[str, _Packaged] = {
         freq="h",
         seasonality=24,
         what="electricity in kWh, gas in therms (il-) or kWh (uk-), an hour. The package says of its samples that "
-        "they 'are simulated, not real, data'. Two more are called hourly and are half-hourly, with stamps twice: left out",
+        "they 'are simulated, not real, data'. Two more are called hourly and are half-hourly, with stamps twice: left "
+        "out",
         licence="'License: Apache-2.0', of the package; it states nothing about the samples apart",
         frame=_meters,
     ),

@@ -7,6 +7,7 @@ by device and line, or, with `errors="report"`, is kept with the frame for `chec
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from audiolora.series.stamps import Stamps, read_stamps
 
 Layout = Literal["auto", "long", "wide"]
 _PARQUET = (".parquet", ".pq")
+_UNREADABLE = (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _load(source: Any, names: _Names) -> _Source:
             return _load_parquet(path)
         if ".csv" in suffixes:
             return _load_csv(path, names)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+    except (*_UNREADABLE, UnicodeDecodeError, OSError) as error:
         raise SeriesError(f"{path}: cannot be read: {error}") from error
     raise SeriesError(f"{path}: must end in .csv, .csv.gz or .parquet; read it with pandas and pass the frame")
 
@@ -138,11 +140,14 @@ def _load_csv(path: Path, names: _Names) -> _Source:
     # By position, since names may be twice; ids and stamps as written, so that device 007 and one called NA stay so.
     text = {place for place, name in enumerate(columns) if name in (names.id_col, names.time_col)}
     missing = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
-    rows = pd.read_csv(
-        path, header=None, skiprows=1, names=range(len(columns)), index_col=False, encoding="utf-8-sig",
-        low_memory=False, dtype=dict.fromkeys(text, str), skip_blank_lines=False, keep_default_na=False,
-        na_values={place: [""] if place in text else missing for place in range(len(columns))},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Of a row with more fields than the header pandas would drop the last, with a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        rows = pd.read_csv(
+            path, header=None, skiprows=1, names=range(len(columns)), index_col=False, encoding="utf-8-sig",
+            low_memory=False, dtype=dict.fromkeys(text, str), skip_blank_lines=False, keep_default_na=False,
+            na_values={place: [""] if place in text else missing for place in range(len(columns))},
+        )  # fmt: skip
     rows = rows[~rows.isna().all(axis=1)]  # blank lines, kept until here so that lines are counted right
     rows.columns, rows.index = pd.Index(columns), rows.index + 2
     return _Source(path.name, rows, "line")

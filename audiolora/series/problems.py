@@ -98,7 +98,7 @@ def require_long(frame: pd.DataFrame) -> None:
     if "ds" in frame.columns and not pd.api.types.is_datetime64_dtype(frame["ds"].dtype):
         problems.append(f"column 'ds' must be datetime64 in UTC without a zone, is {frame['ds'].dtype}")
     if "unique_id" in frame.columns:
-        if not pd.api.types.is_string_dtype(frame["unique_id"].dtype):
+        if not pd.api.types.is_string_dtype(frame["unique_id"]):
             problems.append(f"column 'unique_id' must be text, is {frame['unique_id'].dtype}; use .astype(str)")
         elif frame["unique_id"].isna().any():
             problems.append(f"column 'unique_id' is empty in {frame['unique_id'].isna().sum()} rows")

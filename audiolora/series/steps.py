@@ -12,6 +12,13 @@ from pandas.tseries.frequencies import to_offset
 
 # pandas does not count days and weeks as steps of one length, since a zone's days have 23 to 25 hours; ours are UTC.
 _DAY_NS = 24 * 3600 * 10**9
+_MONTHS, _QUARTERS, _YEARS = ("MS", "ME"), ("QS", "QS-FEB", "QS-MAR", "QE", "QE-JAN", "QE-FEB"), ("YS", "YE")
+# By the days from one stamp to the next.
+_CALENDAR = {
+    **dict.fromkeys(range(28, 32), _MONTHS),
+    **dict.fromkeys(range(89, 93), _QUARTERS),
+    **dict.fromkeys((365, 366), _YEARS),
+}
 
 
 def parse_freq(freq: Any) -> Any:
@@ -55,7 +62,7 @@ def freq_name(freq: Any) -> str:
 
 
 def infer_freq(devices: list[np.ndarray]) -> str | None:
-    """The most frequent difference between neighbouring stamps over all devices; months and quarters by their names.
+    """The most frequent difference between neighbouring stamps over all devices; months, quarters and years by name.
 
     Args:
         devices: each device's stamps, datetime64[ns], in any order.
@@ -67,11 +74,11 @@ def infer_freq(devices: list[np.ndarray]) -> str | None:
     if not len(widths):
         return None
     mode = int(widths[counts.argmax()])
-    if mode >= 28 * _DAY_NS:  # months are no two alike: ask pandas for the rule behind a device without gaps
-        named = (pd.infer_freq(pd.DatetimeIndex(np.unique(s))) for s in devices if len(np.unique(s)) > 2)
-        for name in named:
-            if name is not None:
-                return str(name)
+    # Months are no two alike: a rule of the calendar on which all stamps of the longest history lie.
+    longest = np.unique(max(devices, key=len))
+    for name in _CALENDAR.get(mode // _DAY_NS, ()):
+        if Grid.of(longest, name).steps(longest)[1].all():
+            return name
     return freq_name(pd.Timedelta(mode, unit="ns"))
 
 
