@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@mkdir -p $(VENV) && touch $(VENV)/.unfinished
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[speech,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[speech,series,dev]"
 	@touch $@ && rm $(VENV)/.unfinished
 
 check: setup  ## lint, format, types, import contracts, declared dependencies

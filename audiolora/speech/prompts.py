@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiolora.packages import cache_dir, fetch_debian
 from audiolora.speech.audio import duration_s
-from audiolora.speech.fetch import cache_dir, fetch_debian
 from audiolora.speech.rows import DataError
 from audiolora.speech.utterance import Utterance
 

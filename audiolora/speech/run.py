@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiolora.files import write_json
-
-WHOLE = "whole"
-"""The file that says a checkpoint was written to its end."""
+from audiolora.files import WHOLE, write_json
 
 
 @dataclass(frozen=True)

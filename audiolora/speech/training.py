@@ -1,8 +1,6 @@
 """Training a Whisper adapter with transformers' Seq2SeqTrainer: short contexts, whole checkpoints, exact resume."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +10,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
+from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
 from audiolora.files import write_text
 from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
-from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_torchaudio
 
 
-class WhisperTrainer(Seq2SeqTrainer):
+class WhisperTrainer(NamesAFullDisk, Seq2SeqTrainer):
     """Seq2SeqTrainer whose encoder sees no more than the longest clip of each batch.
 
     Batches are drawn at random, not by length: batches of like length train a third faster, but they put the one-word
@@ -42,16 +39,6 @@ class WhisperTrainer(Seq2SeqTrainer):
         with audio_context(model, inputs["input_features"].shape[-1]):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch turns a full disk into a RuntimeError
-            raise OSError(
-                f"{self.args.output_dir}: checkpoint-{self.state.global_step} could not be written "
-                f"({error.__context__ or error}); is the disk full? Free some space, and the same command continues "
-                "from the last whole checkpoint"
-            ) from error
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         train_collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = self._eval_collator
@@ -59,37 +46,6 @@ class WhisperTrainer(Seq2SeqTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
-
-
-class _WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint when all of it is on disk, and only then lets older ones go.
-
-    One without the mark was interrupted and is not resumed from. transformers deletes older checkpoints before this, so
-    it is told to keep all, and they are deleted here: the newest whole one and the best so far are always there.
-    """
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.best_global_step:  # the folder may have been moved since the checkpoint noted its path
-            state.best_model_checkpoint = str(_checkpoint(args.output_dir, state.best_global_step))
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        PartialState().wait_for_everyone()  # each process writes the state of its own random generators
-        if not state.is_world_process_zero:
-            return
-        newest = _checkpoint(args.output_dir, state.global_step)
-        for path in newest.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        write_text(newest / WHOLE, "")
-        best = _checkpoint(args.output_dir, state.best_global_step or state.global_step)
-        for older in set(newest.parent.glob("checkpoint-*")) - {newest, best}:
-            (older / WHOLE).unlink()  # first: it may be interrupted half deleted
-            shutil.rmtree(older)
-
-
-def _checkpoint(folder: str, step: int) -> Path:
-    return Path(folder) / f"checkpoint-{step}"
 
 
 class _Metrics(TrainerCallback):
@@ -107,17 +63,6 @@ def this_process() -> PartialState:
     """Where this process stands among those that ``accelerate launch`` or ``torchrun`` started, on CPUs too."""
     asked = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
     return PartialState(cpu=asked or not torch.accelerator.is_available())
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were not are removed."""
-    whole: list[Path] = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def train_whisper(
@@ -155,12 +100,12 @@ def train_whisper(
         checkpoint = last_whole_checkpoint(folder)
     trainer = WhisperTrainer(
         model=model,
-        args=_arguments(settings, _epochs(settings, checkpoint), folder),
+        args=_arguments(settings, epochs_to_train(settings.epochs, checkpoint), folder),
         train_dataset=train,
         eval_dataset=dev,
         data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
         eval_collator=WhisperCollator(processor, policy, start, training=False),
-        callbacks=[_WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *_stopping(settings), *callbacks],
+        callbacks=[WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *_stopping(settings), *callbacks],
     )
     with _masking(config, settings.spec_augment):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -182,15 +127,6 @@ def _masking(config: Any, on: bool) -> Iterator[None]:
         yield
     finally:
         config.update(before)
-
-
-def _epochs(settings: TrainingSettings, checkpoint: Path | None) -> int:
-    """The epochs to train: as set, or as many as were trained where the checkpoint says that training had stopped."""
-    if checkpoint is None:
-        return settings.epochs
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
-    return round(state["epoch"]) if stopped else settings.epochs
 
 
 def _stopping(settings: TrainingSettings) -> list[TrainerCallback]:
@@ -216,7 +152,7 @@ def _arguments(settings: TrainingSettings, epochs: int, folder: Path) -> Seq2Seq
         fp16=torch.cuda.is_available() and not bf16,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=None,  # _WholeCheckpoints deletes
+        save_total_limit=None,  # WholeCheckpoints deletes
         restore_callback_states_from_checkpoint=True,  # how long early stopping has been patient
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",

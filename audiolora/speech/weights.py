@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiolora.speech.fetch import cache_dir
+from audiolora.packages import cache_dir
 from audiolora.speech.openai_format import WeightsError, build_whisper, generation_config, read_openai_checkpoint
 from audiolora.speech.packaged_weights import PACKAGED, Log, convert_packaged, openai_tokenizer, processor_for
 

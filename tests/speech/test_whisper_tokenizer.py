@@ -147,7 +147,7 @@ def test_a_token_that_no_merge_makes_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "multilingual"])
 def test_real_vocabulary_encodes_by_rank(name: str) -> None:
-    from audiolora.speech.fetch import fetch_pypi, read_member
+    from audiolora.packages import fetch_pypi, read_member
 
     archive = fetch_pypi("openai-whisper==20250625", sdist=True)
     ranks = read_tiktoken(read_member(archive, f"assets/{name}.tiktoken"))

@@ -243,6 +243,8 @@ def _python_licence(archive: Path) -> str:
         return "not stated in the package's metadata"
     headers = HeaderParser().parsestr(text)
     stated = headers["License-Expression"] or (headers["License"] or "").strip().partition("\n")[0]
+    if stated == "UNKNOWN":  # what older tools write where nothing is stated
+        stated = ""
     trove = [line.split(" :: ")[-1] for line in headers.get_all("Classifier", []) if line.startswith("License ::")]
     return stated or ", ".join(trove) or "not stated in the package's metadata"
 

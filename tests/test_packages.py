@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolora.speech.fetch import FetchError, cache_dir, fetch_debian, fetch_pypi, read_member
+from audiolora.packages import FetchError, _python_licence, cache_dir, fetch_debian, fetch_pypi, read_member
 
 BACKEND = """
 import pathlib
@@ -105,6 +105,21 @@ def test_source_archive_is_fetched_without_being_built(index):
     archive = fetch_pypi("thing==1.0", sdist=True, log=lambda line: None)
     assert archive.read_bytes() == made.read_bytes()
     assert read_member(archive, "assets/table.txt") == b"one\n"
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ("License: MIT\n", "MIT"),
+        ("License: UNKNOWN\nClassifier: License :: OSI Approved :: MIT License\n", "MIT License"),
+        ("License: UNKNOWN\n", "not stated in the package's metadata"),
+    ],
+)
+def test_the_licence_is_what_the_metadata_state(tmp_path, stated, said):
+    path = tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("thing-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: thing\n{stated}")
+    assert _python_licence(path) == said
 
 
 def test_another_hash_names_file_expected_and_got_and_leaves_nothing(index):
