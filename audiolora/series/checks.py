@@ -17,7 +17,7 @@ import pandas as pd
 from audiolora.series.filling import fill, filled
 from audiolora.series.order import order_findings
 from audiolora.series.problems import PROBLEMS, SeriesError, finding, keep_notes, listing, notes, require_long
-from audiolora.series.rows import KEYS
+from audiolora.series.rows import KEYS, History, histories_of
 from audiolora.series.steps import Grid, freq_name, infer_freq
 from audiolora.series.units import unit_jumps
 
@@ -151,23 +151,22 @@ def check(
     require_long(frame)
     _check_arguments(frame, lookback, horizon, known, accept)
     frame = frame.reset_index(drop=True)
-    groups = [(str(name), rows) for name, rows in frame.groupby("unique_id", sort=False, observed=True)]
-    stamps = [rows["ds"].dropna().to_numpy("datetime64[ns]") for _, rows in groups]
-    step = infer_freq(stamps) if freq is None else freq_name(freq)
+    histories = histories_of(frame)
+    step = infer_freq([history.ds for history in histories]) if freq is None else freq_name(freq)
     found = notes(frame)
-    told = {(one["unique_id"], one["problem"]) for one in found}
-    places = pd.Series([f"row {number}" for number in range(len(frame))], frame.index)
-    found += order_findings(frame["unique_id"], frame["ds"], places)
-    for (name, rows), moments in zip(groups, stamps, strict=True):
-        if len(moments) < len(rows) and not {(name, "no_stamp"), (name, "mixed_zones"), (_EVERYONE, "no_stamp")} & told:
-            found.append(finding(name, "ds", "no_stamp", len(rows) - len(moments), "", "rows without a stamp"))
-        found += _stamp_findings(name, moments, step)
-        found += _value_findings(name, rows, lookback + horizon, step, known)
-    found += _same_series(groups)
+    told = {one["unique_id"] for one in found if one["problem"] in ("no_stamp", "mixed_zones")}
+    found += order_findings(frame["unique_id"], frame["ds"], "row")
+    for history in histories:
+        if history.stampless and history.name not in told and _EVERYONE not in told:
+            found.append(finding(history.name, "ds", "no_stamp", history.stampless, "", "rows without a stamp"))
+        found += _stamp_findings(history, step)
+        found += _value_findings(history, known)
+        found += _length_findings(history, lookback + horizon, step, known)
+    found += _same_series(histories)
     table = pd.DataFrame(found, columns=[name for name in _COLUMNS if name != "bad"])
     table.insert(3, "bad", [PROBLEMS[problem].bad and problem not in accept for problem in table["problem"]])
     return Findings(
-        table.astype({"bad": bool, "count": "int64"}), step, freq is None, tuple(name for name, _ in groups)
+        table.astype({"bad": bool, "count": "int64"}), step, freq is None, tuple(history.name for history in histories)
     )
 
 
@@ -197,8 +196,9 @@ def _check_arguments(
         raise ValueError(f"known covariates {lacking} are no covariates of the frame")
 
 
-def _stamp_findings(name: str, stamps: np.ndarray, freq: str | None) -> Iterator[dict[str, Any]]:
-    unique, counts = np.unique(stamps, return_counts=True)
+def _stamp_findings(history: History, freq: str | None) -> Iterator[dict[str, Any]]:
+    name = history.name
+    unique, counts = np.unique(history.ds, return_counts=True)
     if (counts > 1).any():
         first, extra = unique[counts > 1][0], int((counts - 1).sum())
         yield finding(
@@ -223,41 +223,34 @@ def _stamp_findings(name: str, stamps: np.ndarray, freq: str | None) -> Iterator
         yield finding(name, "ds", "gap", missing, first, detail)
 
 
-def _value_findings(
-    name: str, rows: pd.DataFrame, span: int, freq: str | None, known: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    rows = rows.dropna(subset=["ds"]).sort_values("ds", kind="stable")
-    ds = rows["ds"]
-    measured = np.flatnonzero(rows["y"].notna())
-    last = measured[-1] + 1 if len(measured) else len(rows)
-    for column in [column for column in rows.columns if column not in ("unique_id", "ds")]:
-        # Behind the last y, a frame may hold the future of known covariates: what is missing there was never measured.
-        values = rows[column].to_numpy(np.float64)[: len(rows) if column in known else last]
-        yield from _column_findings(name, column, values, ds)
-    # A row off the grid or twice is another problem; here every row counts as one step, unless steps are missing.
-    yield from _length_findings(name, rows, span, freq, known)
+def _value_findings(history: History, known: Sequence[str]) -> Iterator[dict[str, Any]]:
+    measured = np.flatnonzero(~np.isnan(history.values["y"]))
+    last = measured[-1] + 1 if len(measured) else len(history.ds)
+    for column, values in history.values.items():
+        # Behind the last y a frame may hold the future of known covariates; the others end there.
+        yield from _column_findings(history.name, column, values if column in known else values[:last], history.ds)
 
 
-def _column_findings(name: str, column: str, values: np.ndarray, ds: pd.Series) -> Iterator[dict[str, Any]]:
+def _column_findings(name: str, column: str, values: np.ndarray, ds: np.ndarray) -> Iterator[dict[str, Any]]:
     for problem, wrong, what in (("nan", np.isnan(values), "missing"), ("inf", np.isinf(values), "infinite")):
         if wrong.any():
             detail = f"{wrong.sum()} of {len(values)} values are {what}"
-            yield finding(name, column, problem, wrong.sum(), ds.iloc[int(wrong.argmax())], detail)
+            yield finding(name, column, problem, wrong.sum(), pd.Timestamp(ds[wrong.argmax()]), detail)
     sound = values[np.isfinite(values)]
     if len(sound) > 1 and sound.min() == sound.max():
         problem = "constant" if column == "y" else "constant_covariate"
-        yield finding(name, column, problem, len(sound), ds.iloc[0], f"always {sound[0]:g}")
+        yield finding(name, column, problem, len(sound), pd.Timestamp(ds[0]), f"always {sound[0]:g}")
     for jump in unit_jumps(values):
         detail = f"about {jump.before:.3g} before and {jump.after:.3g} after: a unit × {jump.ratio:g}"
-        yield finding(name, column, "unit_jump", 1, ds.iloc[jump.row], detail)
+        yield finding(name, column, "unit_jump", 1, pd.Timestamp(ds[jump.row]), detail)
 
 
-def _length_findings(
-    name: str, rows: pd.DataFrame, span: int, freq: str | None, known: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    needed = [column for column in rows.columns if column not in ("unique_id", "ds", *known)]
-    whole = np.isfinite(rows[needed].to_numpy(np.float64)).all(axis=1)
-    stamps = np.unique(rows["ds"].to_numpy("datetime64[ns]")[whole])
+def _length_findings(history: History, span: int, freq: str | None, known: Sequence[str]) -> Iterator[dict[str, Any]]:
+    whole = np.ones(len(history.ds), bool)
+    for column, values in history.values.items():
+        if column not in known:
+            whole &= np.isfinite(values)
+    stamps = np.unique(history.ds[whole])
     longest = min(len(stamps), 1)
     if freq is not None and len(stamps) > 1:
         steps, on_grid = Grid.of(stamps, freq).steps(stamps)
@@ -269,19 +262,20 @@ def _length_findings(
     if longest < max(span, 1):
         first = pd.Timestamp(stamps[0]) if len(stamps) else "nowhere"
         detail = f"{longest} whole consecutive steps at most of {len(stamps)}, lookback + horizon need {max(span, 1)}"
-        yield finding(name, "y", "too_short", longest, first, detail)
+        yield finding(history.name, "y", "too_short", longest, first, detail)
 
 
-def _same_series(groups: list[tuple[str, pd.DataFrame]]) -> Iterator[dict[str, Any]]:
+def _same_series(histories: list[History]) -> Iterator[dict[str, Any]]:
     """Devices with the measurements of an earlier one, stamp by stamp; constants are alike without being copies."""
     seen: dict[bytes, str] = {}
-    for name, rows in groups:
-        if rows["y"].nunique() < 2:
+    for history in histories:
+        y, name = history.values["y"], history.name
+        sound = y[np.isfinite(y)]
+        if not len(sound) or sound.min() == sound.max():
             continue
-        ordered = rows.sort_values("ds", kind="stable")
-        digest = hashlib.sha256(ordered["ds"].to_numpy("datetime64[ns]").tobytes())
-        digest.update(ordered["y"].to_numpy(np.float64).tobytes())
+        digest = hashlib.sha256(history.ds.tobytes())
+        digest.update(y.tobytes())
         earlier = seen.setdefault(digest.digest(), name)
         if earlier != name:
-            detail = f"all {len(rows)} values are those of {earlier!r}"
-            yield finding(name, "y", "same_series", len(rows), ordered["ds"].iloc[0], detail)
+            detail = f"all {len(y)} values are those of {earlier!r}"
+            yield finding(name, "y", "same_series", len(y), pd.Timestamp(history.ds[0]), detail)

@@ -57,7 +57,7 @@ def fill(
     for device in devices_of(frame, Columns(tuple(columns), ()), freq, np.float64):
         every = _every_step(device)
         values = np.full((len(every), len(columns)), np.nan)
-        values[device.steps - device.steps[0]] = device.past
+        values[device.steps - device.steps[0]] = device.past.T
         there = np.isin(every, device.steps, assume_unique=True)
         full = np.column_stack([_filled(column, rule, limit, season) for column in values.T])
         # A step that was not there and got no value is still a gap, not a row of nothing.

@@ -199,22 +199,22 @@ def _from_long(
     taken = {name for name in further if name in ("unique_id", "ds", "y")}
     if taken:
         raise SeriesError(f"{_found(loaded)}; rename {', '.join(sorted(taken))}, or leave it out by covariates=[…]")
-    places = pd.Series([f"{loaded.place} {number}" for number in rows.index], rows.index)
     ids = rows[names.id_col].map(_id_text, na_action="ignore").astype("str")
     nameless = ids.isna() | (ids == "")
     found = []
     if nameless.any():
-        detail = f"{nameless.sum()} rows without a device, the first at {places[nameless].iloc[0]}"
-        found.append(finding("(none)", names.id_col, "no_id", nameless.sum(), places[nameless].iloc[0], detail))
+        first = f"{loaded.place} {nameless.idxmax()}"
+        detail = f"{nameless.sum()} rows without a device, the first at {first}"
+        found.append(finding("(none)", names.id_col, "no_id", nameless.sum(), first, detail))
     ids = ids.where(~nameless, "(none)")
     stamps = read_stamps(rows[names.time_col], time_zone)
-    found += _stamp_findings(ids, stamps, rows[names.time_col], places)
+    found += _stamp_findings(ids, stamps, rows[names.time_col], loaded.place)
     columns = {"unique_id": ids, "ds": stamps.ds}
     for name in [names.target_col, *further]:
         called = "y" if name == names.target_col else str(name)
         columns[called], wrong = _numbers(rows[name])
-        found += _by_device(ids, wrong, places, called, "not_a_number", rows[name])
-    found += order_findings(ids, stamps.ds, places)
+        found += _by_device(ids, wrong, loaded.place, called, "not_a_number", rows[name])
+    found += order_findings(ids, stamps.ds, loaded.place)
     return pd.DataFrame(columns), found
 
 
@@ -224,12 +224,11 @@ def _from_wide(
     if covariates:
         raise SeriesError(f"covariates={list(covariates)!r}: a wide table has devices alone; write it in long form")
     rows = loaded.rows
-    places = pd.Series([f"{loaded.place} {number}" for number in rows.index], rows.index)
     stamps = read_stamps(rows[names.time_col], time_zone)
     devices = [place for place, name in enumerate(rows.columns) if name != names.time_col]
     # All devices share the stamps: what is wrong with them is told once.
     everyone = pd.Series("(all devices)", rows.index)
-    found = _stamp_findings(everyone, stamps, rows[names.time_col], places)
+    found = _stamp_findings(everyone, stamps, rows[names.time_col], loaded.place)
     called = [str(rows.columns[place]) for place in devices]
     for name in dict.fromkeys(called):
         if called.count(name) > 1:
@@ -239,41 +238,41 @@ def _from_wide(
     for name, place in zip(called, devices, strict=True):
         values, wrong = _numbers(rows.iloc[:, place])
         ids = pd.Series(name, rows.index, dtype="str")
-        found += _by_device(ids, wrong, places, "y", "not_a_number", rows.iloc[:, place])
+        found += _by_device(ids, wrong, loaded.place, "y", "not_a_number", rows.iloc[:, place])
         parts.append(pd.DataFrame({"unique_id": ids, "ds": stamps.ds, "y": values}))
-    found += [{**one, "unique_id": "(all devices)"} for one in order_findings(everyone, stamps.ds, places)]
+    found += [{**one, "unique_id": "(all devices)"} for one in order_findings(everyone, stamps.ds, loaded.place)]
     return pd.concat(parts), found
 
 
-def _stamp_findings(ids: pd.Series, stamps: Stamps, written: pd.Series, places: pd.Series) -> list[dict[str, Any]]:
-    found = _by_device(ids, stamps.unreadable, places, "ds", "no_stamp", written)
-    found += _by_device(ids, stamps.ambiguous, places, "ds", "mixed_zones", written)
+def _stamp_findings(ids: pd.Series, stamps: Stamps, written: pd.Series, place: str) -> list[dict[str, Any]]:
+    found = _by_device(ids, stamps.unreadable, place, "ds", "no_stamp", written)
+    found += _by_device(ids, stamps.ambiguous, place, "ds", "mixed_zones", written)
     stated = stamps.offset[stamps.offset != ""]
     for name, offsets in stated.groupby(ids, sort=False):
         if offsets.nunique() > 1:
             detail = f"offsets {', '.join(sorted(offsets.unique()))}: each stamp became UTC by its own"
-            place = places[offsets.index[offsets.ne(offsets.iloc[0]).argmax()]]
-            found.append(finding(str(name), "ds", "several_offsets", offsets.nunique(), place, detail))
+            first = f"{place} {offsets.ne(offsets.iloc[0]).idxmax()}"
+            found.append(finding(str(name), "ds", "several_offsets", offsets.nunique(), first, detail))
     return found
 
 
 _WHAT = {
-    "no_stamp": "no ISO 8601 stamp, or a moment that the zone's clocks skip or show twice",
+    "no_stamp": "no ISO 8601 stamp of the years 1678 to 2261, or a moment that the zone's clocks skip or show twice",
     "mixed_zones": "stamps without an offset in a column where others state one",
     "not_a_number": "values that are no numbers",
 }
 
 
 def _by_device(
-    ids: pd.Series, wrong: pd.Series, places: pd.Series, column: str, problem: str, written: pd.Series
+    ids: pd.Series, wrong: pd.Series, place: str, column: str, problem: str, written: pd.Series
 ) -> list[dict[str, Any]]:
     """One finding a device: how many of its rows are wrong, where the first stands and what is written there."""
     found = []
     for name, index in ids[wrong].groupby(ids[wrong], sort=False).groups.items():
-        place, text = places[index[0]], written[index[0]]
+        first, text = f"{place} {index[0]}", written[index[0]]
         shown = "nothing" if pd.isna(text) else repr(text)
-        detail = f"{_WHAT[problem]}: {len(index)}, the first at {place} ({shown})"
-        found.append(finding(str(name), column, problem, len(index), place, detail))
+        detail = f"{_WHAT[problem]}: {len(index)}, the first at {first} ({shown})"
+        found.append(finding(str(name), column, problem, len(index), first, detail))
     return found
 
 

@@ -14,7 +14,7 @@ _ROWS_A_BLOCK = 4
 _COMMON_ROWS = 2
 
 
-def order_findings(unique_id: pd.Series, ds: pd.Series, where: pd.Series) -> list[dict[str, Any]]:
+def order_findings(unique_id: pd.Series, ds: pd.Series, place: str) -> list[dict[str, Any]]:
     """Devices whose stamps go back in time from one of their rows to the next.
 
     Rows of other devices between them do not matter: a file sorted by time alone is in order.
@@ -22,7 +22,7 @@ def order_findings(unique_id: pd.Series, ds: pd.Series, where: pd.Series) -> lis
     Args:
         unique_id: the device of each row, in the order of the source.
         ds: its stamp; rows without one are passed over.
-        where: the place of each row in the source, for the report.
+        place: what a row is called by its index in the report: a line of a file, or a row of a frame.
 
     Returns: rows of a findings' table: `duplicate_id` where a device's rows are a few ascending blocks that cover the
     same time, `unsorted` for any other order.
@@ -33,14 +33,14 @@ def order_findings(unique_id: pd.Series, ds: pd.Series, where: pd.Series) -> lis
         back = np.flatnonzero(np.diff(moments) < np.timedelta64(0, "ns")) + 1
         if not len(back):
             continue
-        place = where.loc[stamps.index[back[0]]]
+        first = f"{place} {stamps.index[back[0]]}"
         overlap = _overlapping_blocks(np.split(moments, back))
         if overlap is not None:
             detail = f"{len(back) + 1} blocks of rows of this id cover the same time, from {overlap} on; two devices?"
-            found.append(finding(str(name), "unique_id", "duplicate_id", len(back) + 1, place, detail))
+            found.append(finding(str(name), "unique_id", "duplicate_id", len(back) + 1, first, detail))
         else:
-            detail = f"{len(back)} rows lie behind a later one, the first at {place}"
-            found.append(finding(str(name), "ds", "unsorted", len(back), place, detail))
+            detail = f"{len(back)} rows lie behind a later one, the first at {first}"
+            found.append(finding(str(name), "ds", "unsorted", len(back), first, detail))
     return found
 
 

@@ -66,7 +66,8 @@ def read_stamps(column: pd.Series, time_zone: str | None) -> Stamps:
 def _stamps(column: pd.Series, ds: pd.Series, offset: pd.Series, ambiguous: pd.Series | None = None) -> Stamps:
     if ambiguous is None:
         ambiguous = pd.Series(False, column.index)
-    ds = ds.where(~ambiguous).astype("datetime64[ns]")
+    # Nanoseconds hold the years 1678 to 2261; a stamp beyond them is a mistake of some clock.
+    ds = ds.where(~ambiguous & ds.between(pd.Timestamp.min, pd.Timestamp.max)).astype("datetime64[ns]")
     return Stamps(ds, ds.isna() & ~ambiguous, ambiguous, offset)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -46,14 +45,16 @@ def unit_jumps(values: np.ndarray) -> list[UnitJump]:
     if len(rows) < 2 * _ROWS_A_BLOCK:
         return []
     sizes = np.log10(np.abs(values[rows].astype(np.float64)))
-    bounds = np.linspace(0, len(rows), min(_BLOCKS, len(rows) // _ROWS_A_BLOCK) + 1).astype(int)
-    levels = np.array([np.median(sizes[a:b]) for a, b in pairwise(bounds)])
-    jumps, begin = [], 0
-    for block in _changes(levels):
+    blocks = min(_BLOCKS, len(rows) // _ROWS_A_BLOCK)
+    length = len(rows) // blocks
+    levels = np.median(sizes[: blocks * length].reshape(blocks, length), axis=1)
+    bounds = np.append(np.arange(blocks) * length, len(rows))
+    jumps, begin, changes = [], 0, _changes(levels)
+    for block in changes:
         # The change lies somewhere in the blocks beside the border.
         low, high = max(begin, bounds[max(block - 1, 0)]), bounds[min(block + 2, len(bounds) - 1)]
         cut = low + _two_levels(sizes[low:high])
-        end = next((bounds[later] for later in _changes(levels) if later > block + 1), len(rows))
+        end = next((bounds[later] for later in changes if later > block + 1), len(rows))
         if _apart(sizes[begin:cut], sizes[cut:end]):
             before, after = (float(10 ** np.median(part)) for part in (sizes[begin:cut], sizes[cut:end]))
             jumps.append(UnitJump(int(rows[cut]), before, after))
@@ -64,6 +65,8 @@ def unit_jumps(values: np.ndarray) -> list[UnitJump]:
 def _changes(levels: np.ndarray) -> list[int]:
     """Blocks from which on the level is another by about a power of 1000; a block across the change is passed over."""
     found: list[int] = []
+    if np.ptp(levels) < np.log10(_RATIO / _TOLERANCE):
+        return found
     reference = 0
     for block in range(1, len(levels)):
         if _power(levels[block] - np.median(levels[reference:block])) != 0:

@@ -181,7 +181,7 @@ class _Found:
 
 def _device_windows(device: Device, spans: tuple[int, int, int], after: Any, until: Any) -> _Found:
     lookback, horizon, stride = spans
-    measured = device.steps[np.isfinite(device.past[:, 0])]
+    measured = device.steps[np.isfinite(device.past[0])]
     if not len(measured):
         return _Found(device, np.empty(0, np.int64), 0)
     anchor = low = int(measured[0])
@@ -206,7 +206,7 @@ def _whole(device: Device, lookback: int, horizon: int) -> np.ndarray:
     if count < 1:
         return np.empty(0, np.int64)
     consecutive = device.steps[span - 1 :] - device.steps[:count] == span - 1
-    bad_y = _bad_within(device.past[:, :1], span)[:count]
+    bad_y = _bad_within(device.past[:1], span)[:count]
     bad_past = _bad_within(device.past, lookback)[:count]
     bad_known = _bad_within(device.known, lookback)[horizon : horizon + count]
     return np.flatnonzero(consecutive & ~bad_y & ~bad_past & ~bad_known)
@@ -214,21 +214,21 @@ def _whole(device: Device, lookback: int, horizon: int) -> np.ndarray:
 
 def _bad_within(values: np.ndarray, length: int) -> np.ndarray:
     """For each row, whether one of `length` rows from it on has a value that is not finite: (m - length + 1,)."""
-    bad = np.concatenate([[0], np.cumsum(~np.isfinite(values).all(axis=1))])
+    bad = np.concatenate([[0], np.cumsum(~np.isfinite(values).all(axis=0))])
     return bad[length:] > bad[:-length]
 
 
 def _last_window(device: Device, lookback: int, horizon: int, at: Any) -> _Found:
-    usable = np.isfinite(device.past[:, 0])
+    usable = np.isfinite(device.past[0])
     if at is not None:
         usable &= device.steps <= device.grid.last_until(at)
     row = int(np.flatnonzero(usable)[-1]) if usable.any() else -1  # the cutoff's
-    start, known_end = row - lookback + 1, row + (horizon if device.known.shape[1] else 0)
+    start, known_end = row - lookback + 1, row + (horizon if device.known.shape[0] else 0)
     whole = start >= 0 and known_end < len(device.steps)
     if whole:
         consecutive = device.steps[known_end] - device.steps[start] == known_end - start
-        finite = np.isfinite(device.past[start : row + 1]).all()
-        known = np.isfinite(device.known[start + horizon : known_end + 1]).all()
+        finite = np.isfinite(device.past[:, start : row + 1]).all()
+        known = np.isfinite(device.known[:, start + horizon : known_end + 1]).all()
         whole = bool(consecutive and finite and known)
     return _Found(device, np.array([start] if whole else [], np.int64), int(not whole))
 
@@ -245,11 +245,11 @@ def _cut(found: list[_Found], columns: Columns, lookback: int, horizon: int, tar
             continue
         device, starts, here = one.device, one.starts, slice(end, end + count)
         end += count
-        for channel, values in enumerate([*device.past.T, *device.known.T]):
+        for channel, values in enumerate([*device.past, *device.known]):
             shift = horizon if channel >= len(columns.past) else 0
-            x[here, channel] = sliding_window_view(np.ascontiguousarray(values), lookback)[starts + shift]
+            x[here, channel] = sliding_window_view(values, lookback)[starts + shift]
         if targets:
-            y[here] = sliding_window_view(device.past[:, 0], horizon)[starts + lookback]
+            y[here] = sliding_window_view(device.past[0], horizon)[starts + lookback]
         steps = device.steps[starts] + lookback - 1
         cutoff[here] = device.grid.stamps(steps)
         ds[here] = device.grid.stamps(steps[:, None] + np.arange(1, horizon + 1))
