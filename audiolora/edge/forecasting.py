@@ -1,0 +1,99 @@
+"""History to forecast in NumPy: the windows and the scaling of `audiolora.series`, to the bit, without pandas.
+
+z = (v - location) / scale by window and channel, in float64, kept as float32; the forecast goes back the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from audiolora.export.manifests import ForecastSettings
+
+History = np.ndarray | Mapping[str, np.ndarray]
+"""y, or values by column."""
+
+
+def forecast_from(
+    settings: ForecastSettings, history: History, device: str | None, run: Callable[[np.ndarray], Any]
+) -> np.ndarray:
+    """The forecast in y's unit; see `Session.forecast`.
+
+    Args:
+        settings: of the forecaster.
+        history: as there.
+        device: as there.
+        run: the network, x (N, C, lookback) float32 → (N, horizon) or (N, horizon, Q).
+    """
+    x, one = window(settings, history)
+    location, scale = statistics(settings, x, device)
+    z = ((x - location[:, :, None]) / scale[:, :, None]).astype(np.float32)
+    y = np.asarray(run(z)).astype(np.float64)
+    y = np.sort(y, axis=2) if settings.quantiles else y
+    of_y = (-1, *[1] * (y.ndim - 1))
+    found: np.ndarray = y * scale[:, 0].reshape(of_y) + location[:, 0].reshape(of_y)
+    return found[0] if one else found
+
+
+def window(settings: ForecastSettings, history: History) -> tuple[np.ndarray, bool]:
+    """What the network would see, unscaled: (N, C, lookback) float32, and whether it was one series without N.
+
+    A known covariate is shifted: its last ``horizon`` values are the horizon's own.
+
+    Raises:
+        ValueError: columns that are missing or unknown, too short, of unequal lengths, or not finite.
+    """
+    columns = history if isinstance(history, Mapping) else {"y": history}
+    if set(columns) != set(settings.channels):
+        raise ValueError(
+            f"the history must have the columns {', '.join(settings.channels)}, got {', '.join(columns) or 'none'}"
+        )
+    values = {name: np.asarray(columns[name]) for name in settings.channels}
+    steps = values["y"].shape[-1] if values["y"].ndim else 0
+    for name, column in values.items():
+        wanted = (*values["y"].shape[:-1], steps + (settings.horizon if name in settings.known else 0))
+        if column.ndim not in (1, 2) or column.shape != wanted or steps < settings.lookback:
+            raise ValueError(
+                f"{name}: shape {column.shape}, and {wanted} is needed: y and past covariates up to now, at least "
+                f"{settings.lookback} steps, known ones {settings.horizon} steps further"
+            )
+        if not np.isfinite(column[..., -settings.lookback :]).all():
+            raise ValueError(f"{name}: the last {settings.lookback} values are not all finite; fill the gap first")
+    stacked = [np.atleast_2d(values[name])[:, -settings.lookback :] for name in settings.channels]
+    return np.stack(stacked, axis=1).astype(np.float32), values["y"].ndim == 1
+
+
+def statistics(settings: ForecastSettings, x: np.ndarray, device: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Location and scale (N, C) float64 of windows x (N, C, L).
+
+    Raises:
+        ValueError: a device that the scaler has not seen, or none where it knows several.
+    """
+    scaler = settings.scaler
+    alone = np.array([name in scaler["unscaled"] for name in settings.channels])
+    if scaler["kind"] == "window":
+        values = x.astype(np.float64)
+        location, spread = values.mean(axis=2), values.std(axis=2)
+        floored = np.maximum(spread, scaler["floor"] * np.sqrt(np.square(values).mean(axis=2)))
+        scale = np.where(floored > 0, floored, 1.0)
+    else:
+        pairs = np.array([_of_device(settings, device).get(name, (0.0, 1.0)) for name in settings.channels], float)
+        location, scale = (np.tile(pairs[:, i], (len(x), 1)) for i in (0, 1))
+    return np.where(alone, 0.0, location), np.where(alone, 1.0, scale)
+
+
+def _of_device(settings: ForecastSettings, device: str | None) -> Mapping[str, tuple[float, float]]:
+    devices = settings.scaler["devices"]
+    name = next(iter(devices)) if device is None and len(devices) == 1 else device
+    if name is None or name not in devices:
+        asked = "no device was named" if name is None else f"{name!r} is none of them"
+        raise ValueError(
+            f"the scaler knows {', '.join(sorted(devices)) or 'no device'}, and {asked}; name one (device=…)"
+        )
+    found: Mapping[str, tuple[float, float]] = devices[name]
+    scaled = [column for column in settings.channels if column not in settings.scaler["unscaled"]]
+    if lacking := [column for column in scaled if column not in found]:
+        raise ValueError(f"{name}: the scaler was not fitted on {', '.join(lacking)} of this device; fit it anew")
+    return found

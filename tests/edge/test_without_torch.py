@@ -1,0 +1,54 @@
+"""The device's side where torch and everything else of the training side cannot be imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from audiolora.export import make_keys
+from tests.export.small_bundle import factors, reference, sample, write_adapter, write_base
+
+ROOT = Path(__file__).parents[2]
+FORBIDDEN = ("torch", "peft", "transformers", "safetensors", "pandas", "scipy", "onnx", "rich", "cyclopts", "sklearn")
+
+PROGRAM = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {forbidden!r}:
+            raise ImportError(name + " is not installed here")
+sys.meta_path.insert(0, Refuse())
+import audiolora
+import audiolora.edge
+assert "onnxruntime" not in sys.modules  # no work at import
+import numpy as np
+session = audiolora.edge.Session({bundle!r}, key={key!r}, threads=1)
+session.load("user1")
+x = np.load({x!r})
+np.save({y!r}, np.stack([session.run(x, "user1"), session.bind("user1").run(x), session.run(x)]))
+assert session.selftest("user1") < 1e-5
+"""
+
+
+def test_a_session_runs_without_torch(tmp_path: Path) -> None:
+    import numpy as np
+
+    private, public = make_keys(tmp_path / "ours")
+    write_base(tmp_path / "b", key=private)
+    write_adapter(tmp_path / "b", key=private)
+    np.save(tmp_path / "x.npy", sample())
+    files = {name: str(tmp_path / f"{name}.npy") for name in "xy"}
+    program = PROGRAM.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=str(public), **files)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    swapped, bound, base = np.load(files["y"])
+    for found, adapter in ((swapped, factors()), (bound, factors()), (base, None)):
+        np.testing.assert_allclose(found, reference(sample(), adapter), rtol=0, atol=1e-5)
