@@ -125,8 +125,11 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 def copied(model: nn.Module) -> nn.Module:
     """A copy of a network to work on: float32, on the CPU, in evaluation mode."""
-    twin = copy.deepcopy(model).float().cpu().eval()
-    return twin.requires_grad_(False)
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    # The old weight norm keeps its result as an attribute, with a graph, which torch does not copy.
+    computed = [value for value in attributes if isinstance(value, torch.Tensor) and not value.is_leaf]
+    twin = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    return twin.float().cpu().eval().requires_grad_(False)
 
 
 def plain_network(twin: nn.Module) -> nn.Module:
