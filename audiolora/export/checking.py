@@ -62,7 +62,7 @@ def _switch(module: BaseTunerLayer | AuxiliaryTrainingWrapper, adapter: str | No
 def check_parity(
     bundle: Path,
     reference: Reference,
-    ids: Mapping[str, str | None],
+    ids: Mapping[str, str],
     inputs: list[dict[str, torch.Tensor]],
     *,
     base: str | None = None,
@@ -82,11 +82,11 @@ def check_parity(
         ValueError: a difference above `edge.session.TOLERANCE`; all of them are named.
     """
     session = Session(bundle, check_signature=False, threads=1)
-    for name in ids:
-        session.load(name, (folders or {}).get(name))
+    for each in ids:
+        session.load(each, (folders or {}).get(each))
     found: dict[str, float] = {}
-    both: dict[str | None, str | None] = {None: base, **ids}
-    for name, adapter in both.items():
+    both: list[tuple[str | None, str | None]] = [(None, base), *ids.items()]
+    for name, adapter in both:
         bound = session.bind(name)
         off = 0.0
         for one in inputs:
@@ -102,8 +102,8 @@ def check_parity(
             f"the exported graph is off torch's outputs: {listed}, and {TOLERANCE:.0e} is allowed; nothing is written. "
             "Is the network over the base of this bundle, and does it give the same at each call (no random numbers)?"
         )
-    for name in both:
-        session.selftest(name)
+    for tested, _ in both:
+        session.selftest(tested)
     return found
 
 

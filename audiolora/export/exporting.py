@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 import shutil
@@ -18,8 +17,8 @@ import torch
 from torch import nn
 
 from audiolora.export import onnx as graphs
-from audiolora.export.bundle import Base, entries, read_base, write_folder
-from audiolora.export.checking import Reference, check_parity
+from audiolora.export.bundle import entries, read_base, write_folder
+from audiolora.export.checking import check_parity
 from audiolora.export.manifests import (
     FORMS,
     AdapterManifest,
@@ -29,19 +28,9 @@ from audiolora.export.manifests import (
     check_id,
     forecast_settings,
 )
+from audiolora.export.prepared import Prepared
 from audiolora.export.signing import Key
-from audiolora.export.slots import (
-    Fold,
-    Target,
-    adapter_names,
-    copied,
-    filled,
-    fold,
-    inner_network,
-    plain_network,
-    slots_of,
-    targets,
-)
+from audiolora.export.slots import adapter_names, filled, slots_of
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
@@ -123,7 +112,7 @@ def export(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
-    work = _Work.of(network, example, dynamic, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
+    work = Prepared.of(network, example, dynamic, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
     with _beside(target) as new:
         says = {"id": name, "form": form, "max_rank": max_rank, "forecast": settings}
         manifest, base_hash = _write_base(new, work, says, web=web, key=key)
@@ -180,7 +169,7 @@ def add_adapter(
     settings, network = _forecaster(model)
     own = settings if forecast is None else forecast_settings(forecast)
     own = None if own == base.manifest.forecast else own
-    work = _Work.over(network, base, adapter, example)
+    work = Prepared.over(network, base, adapter, example)
     with _beside(target) as new:
         written = new / bundle_id
         _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
@@ -190,69 +179,8 @@ def add_adapter(
     return target
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A network taken apart for export."""
-
-    plain: nn.Module
-    reference: Reference
-    folds: Mapping[str, Mapping[str, Fold]]
-    targets: Sequence[Target]
-    inputs: Mapping[str, torch.Tensor]
-    dynamic: graphs.Dynamic
-    merged: str | None = None
-
-    @classmethod
-    def of(
-        cls, network: nn.Module, example: Any, dynamic: graphs.Dynamic | None, *, merged: str | None, dora: bool
-    ) -> _Work:
-        if any(parameter.is_meta for parameter in network.parameters()):
-            raise ValueError("the network has tensors on meta: load its weights before the export")
-        inputs = _named(network, example)
-        twin = copied(network)
-        folds = {name: fold(twin, name) for name in adapter_names(twin)}
-        reference = Reference(twin)
-        plain = plain_network(twin)
-        if merged is not None:
-            _merge(plain, targets(plain, [folds[merged]]), folds[merged])
-        made = [] if merged is not None else targets(plain, folds.values(), dora=dora)
-        return cls(plain, reference, folds, made, inputs, _free(inputs, dynamic), merged)
-
-    @classmethod
-    def over(cls, network: nn.Module, base: Base, adapter: str, example: Any) -> _Work:
-        """With the slots and the self-test of a base that was exported before."""
-        from audiolora.export.tensors import read_tensors
-
-        if adapter not in adapter_names(network):
-            raise ValueError(f"no adapter {adapter!r} in the network; it has {', '.join(adapter_names(network))}")
-        stored = read_tensors(base.files["selftest.safetensors"], "base/selftest.safetensors")
-        inputs = {spec.name: torch.from_numpy(stored[f"input.{spec.name}"].copy()) for spec in base.manifest.inputs}
-        twin = copied(network)
-        folds = {adapter: fold(twin, adapter)}
-        reference = Reference(twin)
-        plain = plain_network(twin)
-        made = _targets_of(base.manifest.slots, targets(plain, folds.values()))
-        dynamic = {
-            spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
-            for spec in base.manifest.inputs
-        }
-        work = cls(plain, reference, folds, made, inputs, dynamic)
-        return work if example is None else cls(plain, reference, folds, made, _named(network, example), dynamic)
-
-    def trials(self) -> list[dict[str, torch.Tensor]]:
-        """The example, and inputs of other sizes where those are free."""
-        sizes = {name: size for axes in self.dynamic.values() for name, size in ((n, 0) for n in axes.values())}
-        longer = {name: i + 1 for i, name in enumerate(sizes)}
-        grown = {}
-        for name, tensor in self.inputs.items():
-            for axis, size in self.dynamic.get(name, {}).items():
-                tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(longer[size], tensor.shape[axis]))], axis)
-            grown[name] = tensor.contiguous()
-        return [dict(self.inputs), grown] if sizes else [dict(self.inputs)]
-
-
 def _write_base(
-    folder: Path, work: _Work, says: Mapping[str, Any], *, web: bool, key: Key | None
+    folder: Path, work: Prepared, says: Mapping[str, Any], *, web: bool, key: Key | None
 ) -> tuple[BaseManifest, str]:
     slots = slots_of(work.targets)
     owner = graphs.WithSlots(work.plain, work.targets, says["form"]).eval()
@@ -277,7 +205,7 @@ def _write_base(
 
 def _write_adapter(
     folder: Path,
-    work: _Work,
+    work: Prepared,
     adapter: str,
     base: str,
     manifest: BaseManifest,
@@ -299,43 +227,6 @@ def _write_adapter(
 
 def _outputs(specs: Sequence[TensorSpec], wanted: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"output.{spec.name}": y for spec, y in zip(specs, wanted, strict=True)}
-
-
-@torch.no_grad()
-def _merge(plain: nn.Module, made: Sequence[Target], folds: Mapping[str, Fold]) -> None:
-    slots = {name: torch.from_numpy(value.copy()) for name, value in filled(made, folds).items()}
-    tensors = dict(plain.named_parameters(remove_duplicate=False)) | dict(plain.named_buffers(remove_duplicate=False))
-    for target in made:
-        module = plain.get_submodule(target.name.rpartition(".")[0])
-        value, last = target.applied(tensors[target.name], slots), target.name.rpartition(".")[2]
-        if last in module._buffers:
-            module._buffers[last] = value
-        else:  # a parameter of its own: another module may share the base's
-            module._parameters[last] = nn.Parameter(value, requires_grad=False)
-
-
-def _targets_of(slots: Sequence[TensorSpec], own: Sequence[Target]) -> list[Target]:
-    """The targets that a base's slots say; ``own``, the adapter's, know which weights are transposed."""
-    parts: dict[str, dict[str, TensorSpec]] = {}
-    for slot in slots:
-        name, _, part = slot.name.rpartition(".")
-        parts.setdefault(name, {})[part] = slot
-    known = {target.name: target for target in own}
-    made = []
-    for name, found in parts.items():
-        like = known.get(name)
-        shape = like.shape if like is not None else _stand_in_shape(found)
-        groups = like.transposed_groups if like is not None else None
-        made.append(Target(name, shape, groups, "lora_A" in found, "gain" in found, "delta" in found))
-    # A target that the base has no slot for is told by `filled`.
-    return made
-
-
-def _stand_in_shape(found: Mapping[str, TensorSpec]) -> tuple[int, ...]:
-    """Of a target that the adapter leaves alone: one that has slots of these shapes."""
-    if "delta" in found:
-        return tuple(int(size) for size in found["delta"].shape)
-    return int(found["lora_B"].shape[0]), int(found["lora_A"].shape[1])
 
 
 def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None, form: str) -> dict[str, str]:
@@ -373,31 +264,6 @@ def _windows(settings: ForecastSettings) -> torch.Tensor:
     """Two windows of noise, of order one like what a forecaster's network sees."""
     draw = torch.Generator().manual_seed(_SEED)
     return torch.randn(2, len(settings.channels), settings.lookback, generator=draw)
-
-
-def _named(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:
-    """The inputs by the names of forward's arguments, in their order."""
-    forward = inspect.signature(inner_network(network).forward)
-    names = [name for name, p in forward.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if isinstance(example, torch.Tensor):
-        example = {names[0] if names else "x": example}
-    if not isinstance(example, Mapping) or not example:
-        raise ValueError("example must be an input of the network, or inputs by name: it is what parity is checked on")
-    names = names or list(example)
-    if list(example) != names[: len(example)]:
-        raise ValueError(f"example must name forward's first arguments in order, {names}, got {list(example)}")
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in example.items()}
-
-
-def _free(inputs: Mapping[str, torch.Tensor], dynamic: graphs.Dynamic | None) -> graphs.Dynamic:
-    if dynamic is None:
-        return {name: {0: "batch"} | ({2: "time"} if x.dim() == 3 else {}) for name, x in inputs.items()}
-    wrong = [name for name, axes in dynamic.items() if name not in inputs or any(a >= inputs[name].dim() for a in axes)]
-    if wrong:
-        raise ValueError(
-            f"dynamic names {', '.join(wrong)}, or an axis of it, that the inputs {list(inputs)} do not have"
-        )
-    return dynamic
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""History in, forecast out: the windows and scaling of `audiolora.series` to the bit, and what `Forecaster` predicts."""
+"""History in, forecast out: the windows and scaling of `audiolora.series` to the bit, and its numbers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,8 @@ def frame() -> pd.DataFrame:
 def columns_of(table: pd.DataFrame, device: str) -> dict[str, np.ndarray]:
     """As a device has them: y and load up to now, the calendar HORIZON steps further."""
     rows = table[table["unique_id"] == device]
-    return {
-        name: rows[name].to_numpy() if name in KNOWN else rows[name].dropna().to_numpy()
-        for name in ("y", *PAST, *KNOWN)
-    }
+    columns = {name: rows[name] if name in KNOWN else rows[name].dropna() for name in ("y", *PAST, *KNOWN)}
+    return {name: column.to_numpy(copy=True) for name, column in columns.items()}
 
 
 def settings(scaler: Scaler, quantiles: tuple[float, ...] = ()) -> ForecastSettings:

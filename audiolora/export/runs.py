@@ -1,0 +1,143 @@
+"""From folders of trained adapters to a bundle: what ``audiolora export`` does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from audiolora.export.exporting import Exported, export
+from audiolora.export.prepared import forward_names
+from audiolora.integration import enabled
+
+_CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
+
+
+def export_runs(
+    runs: Sequence[Path],
+    out: Path,
+    network: str,
+    *,
+    base: Path | None = None,
+    shape: str | None = None,
+    fixed_length: bool = False,
+    **settings: Any,
+) -> Exported:
+    """Load the network and each run's adapter, and export them.
+
+    Args:
+        runs: folders with ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's.
+        out: the bundle's folder.
+        network: ``MODULE:FUNCTION``, which makes the base.
+        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
+        shape: of an example, ``"2,5,168"``; forecasters have their own.
+        fixed_length: the last axis is not free.
+        settings: of `export`.
+
+    Raises:
+        ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
+    """
+    folders = {_id(run): _adapter_folder(run) for run in runs}
+    if len(folders) < len(runs):
+        raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
+    net = _made(network)
+    if base is not None:
+        from audiolora.series.forecaster import Forecaster
+
+        net = Forecaster.load(net, base).net
+    described = {name: _described(folder) for name, folder in folders.items()}
+    _check_base(net, folders, described)
+    ids = {f"run{i}": name for i, name in enumerate(folders)}  # PEFT's names take no dots
+    model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
+    dynamic = {forward_names(net)[0]: {0: "batch"}} if fixed_length else None
+    of_base = _described(base) if base is not None else next((d for d in described.values() if d), None)
+    if of_base is not None:
+        forecaster = _forecaster(model, of_base)
+        own = {peft: _settings(found) for peft, name in ids.items() if (found := described[name]) is not None}
+        return export(forecaster, out, adapters=ids, forecasts=own, dynamic=dynamic, **settings)
+    if shape is None:
+        raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
+    example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
+    return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _id(run: Path) -> str:
+    resolved = run.resolve()
+    return resolved.parent.name if resolved.name == "adapter" else resolved.name
+
+
+def _adapter_folder(run: Path) -> Path:
+    for folder in (run, run / "adapter"):
+        if (folder / _CONFIG).is_file():
+            return folder
+    raise ValueError(f"{run} holds no adapter: there is no {_CONFIG} in it; name a folder such as runs/pump7")
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    path = folder / _FORECASTER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _settings(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in described.items() if name not in ("format", "kind", "base")}
+
+
+def _check_base(net: nn.Module, folders: dict[str, Path], described: dict[str, dict[str, Any] | None]) -> None:
+    if not any(described.values()):
+        return
+    from audiolora.series.saving import base_fingerprint
+
+    found = base_fingerprint(net)
+    for name, says in described.items():
+        if says is not None and says.get("base") != found:
+            raise ValueError(
+                f"{folders[name]}: trained over another base: weights {str(says.get('base'))[:12]} there, "
+                f"{found[:12]} in this {type(net).__name__}; name the base that it was trained over (--base)"
+            )
+
+
+def _with_adapters(net: nn.Module, folders: dict[str, Path]) -> nn.Module:
+    model: Any = net
+    with enabled():
+        for name, folder in folders.items():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    return model
+
+
+def _forecaster(model: nn.Module, described: dict[str, Any]) -> Any:
+    from audiolora.series.forecaster import Forecaster
+    from audiolora.series.scaling import scaler_from_dict
+
+    settings = _settings(described)
+    return Forecaster(model, **{**settings, "scaler": scaler_from_dict(settings["scaler"])})
+
+
+def _made(network: str) -> nn.Module:
+    """What ``MODULE:FUNCTION`` gives.
+
+    Raises:
+        ValueError: no such module or function, or it gives no network.
+    """
+    module, _, function = network.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--network {network}: {error}; write MODULE:FUNCTION, such as pumps:network") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    made = make()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"--network {network} gives a {type(made).__name__}; it must give a torch.nn.Module")
+    return made
