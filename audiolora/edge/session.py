@@ -172,7 +172,7 @@ class Session:
         stored = read_tensors(self._base.files["selftest.safetensors"], "base/selftest.safetensors")
         inputs = {spec.name: stored[f"input.{spec.name}"] for spec in self.manifest.inputs}
         if adapter is not None:
-            stored = read_tensors(self._entry(adapter)[0].files["selftest.safetensors"], f"{adapter}/selftest")
+            stored = read_tensors(self._entry(adapter)[0].selftest, f"{adapter}/selftest")
         found = self.run(inputs, adapter)
         outputs = found if isinstance(found, tuple) else (found,)
         worst = 0.0

@@ -15,6 +15,7 @@ import logging
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +63,12 @@ class WithSlots(nn.Module):
 
     def choose_beside(self, inputs: Sequence[torch.Tensor], slots: Sequence[torch.Tensor]) -> None:
         """For ``fact``: which weights a convolution or a linear map takes as they are, by running it once."""
-        self.beside = tuple(target for target in self.targets if target.low_rank and not target.delta)
+        held = Counter(id(tensor) for _, tensor in self.net.named_parameters(remove_duplicate=False))
+        self.beside = tuple(
+            target
+            for target in self.targets
+            if target.low_rank and not target.delta and held[id(self.tensor(target))] == 1  # nobody else's
+        )
         seen = LowRankBeside(self, dict(zip(self.names, slots, strict=True)))
         with seen, torch.no_grad():
             self.net(*inputs)
