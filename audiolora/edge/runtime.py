@@ -50,6 +50,7 @@ def inference_session(model: bytes, runtime: str, threads: int, providers: tuple
         raise BundleError(f"base.onnx wants ONNX Runtime {runtime}, and this is {ort.__version__}; upgrade onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # it keeps a plan for each length, batch and rank that it meets
     options.log_severity_level = _ERRORS_ALONE  # it would warn of each slot that it can be overridden: on purpose
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.graph import with_constants
 from audiolora.edge.runtime import Active, activated, inference_session
-from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
+from audiolora.export.bundle import adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
-from audiolora.export.manifests import BaseManifest, ForecastSettings, TensorSpec
+from audiolora.export.manifests import AdapterManifest, BaseManifest, ForecastSettings, TensorSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
 
@@ -23,6 +24,8 @@ Inputs = np.ndarray | Mapping[str, np.ndarray]
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
 """The one output of a graph, or its outputs in order."""
+
+_SELFTEST = "selftest.safetensors"
 
 TOLERANCE = 1e-5
 """How far an output may be from torch's: times the largest output, or 1."""
@@ -60,10 +63,12 @@ class Session:
     ) -> None:
         self.bundle = Path(bundle)
         self._trust: dict[str, Any] = {"key": key, "check_signature": check_signature}
-        self._base: Base = read_base(self.bundle, **self._trust)
+        base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
-        self._session = inference_session(self._base.files["base.onnx"], self.manifest.runtime, **self._how)
-        self._adapters: dict[str, tuple[Adapter, Active]] = {}
+        self._session = inference_session(base.files["base.onnx"], base.manifest.runtime, **self._how)
+        # The graph itself is in the runtime now, and is let go here.
+        self._base = replace(base, files={_SELFTEST: base.files[_SELFTEST]})
+        self._adapters: dict[str, Loaded] = {}
 
     @property
     def manifest(self) -> BaseManifest:
@@ -93,7 +98,8 @@ class Session:
         read = read_adapter(path, self._base, **self._trust)
         if read.manifest.id != adapter:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
-        self._adapters[adapter] = (read, activated(read.tensors))
+        active = activated(read.tensors)
+        self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, active)
 
     def unload(self, adapter: str) -> None:
         """Let an adapter go.
@@ -117,26 +123,32 @@ class Session:
         Raises:
             ValueError: an adapter that is not loaded, or inputs of another name, type or shape.
         """
-        active = None if adapter is None else self._entry(adapter)[1]
+        active = None if adapter is None else self._entry(adapter).active
         return _run(self._session, self.manifest, x, active)
 
     def bind(self, adapter: str | None = None) -> Bound:
         """A session of its own with this adapter (None: the base) fixed in the weights: the fastest way to run one.
 
-        It costs the time and the memory of a session; see docs/edge.md. What is loaded later does not change it.
+        It costs the time and the memory of a session; see docs/edge.md. What is loaded later does not change it. The
+        files are read and verified once more: a session keeps no second copy of them in memory.
 
         Raises:
             ValueError: the adapter is not loaded.
+            BundleError: base or adapter are not on disk any more as they were loaded.
         """
-        if adapter is not None:
-            read = self._entry(adapter)[0]
-            tensors, settings = read.tensors, read.manifest.forecast
-        else:
+        base = read_base(self.bundle, **self._trust)
+        _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
+        settings = self.manifest.forecast
+        if adapter is None:
             sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in self.manifest.slots}
-            tensors, settings = {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}, None
-        model = with_constants(self._base.files["base.onnx"], tensors)
-        session = inference_session(model, self.manifest.runtime, **self._how)
-        return Bound(session, self.manifest, settings or self.manifest.forecast)
+            tensors: Mapping[str, np.ndarray] = {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
+        else:
+            loaded = self._entry(adapter)
+            read = read_adapter(loaded.folder, base, **self._trust)
+            _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
+            tensors, settings = read.tensors, read.manifest.forecast or settings
+        model = with_constants(base.files["base.onnx"], tensors)
+        return Bound(inference_session(model, self.manifest.runtime, **self._how), self.manifest, settings)
 
     def forecast(self, history: History, adapter: str | None = None, *, device: str | None = None) -> np.ndarray:
         """History in, forecast out, in the unit of y.
@@ -154,7 +166,7 @@ class Session:
         Raises:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
-        own = None if adapter is None else self._entry(adapter)[0].manifest.forecast
+        own = None if adapter is None else self._entry(adapter).manifest.forecast
         return _forecast(own or self.manifest.forecast, history, device, lambda x: self.run(x, adapter))
 
     def selftest(self, adapter: str | None = None) -> float:
@@ -169,10 +181,10 @@ class Session:
         Raises:
             BundleError: it is above `TOLERANCE`.
         """
-        stored = read_tensors(self._base.files["selftest.safetensors"], "base/selftest.safetensors")
+        stored = read_tensors(self._base.files[_SELFTEST], "base/selftest.safetensors")
         inputs = {spec.name: stored[f"input.{spec.name}"] for spec in self.manifest.inputs}
         if adapter is not None:
-            stored = read_tensors(self._entry(adapter)[0].selftest, f"{adapter}/selftest")
+            stored = read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
         found = self.run(inputs, adapter)
         outputs = found if isinstance(found, tuple) else (found,)
         worst = 0.0
@@ -183,13 +195,24 @@ class Session:
                               f"{TOLERANCE:.0e} is allowed; another version of onnxruntime may do better")  # fmt: skip
         return worst
 
-    def _entry(self, adapter: str) -> tuple[Adapter, Active]:
+    def _entry(self, adapter: str) -> Loaded:
         if adapter not in self._adapters:
             raise ValueError(
                 f"adapter {adapter!r} is not loaded (loaded: {', '.join(self._adapters) or 'none'}); call "
                 f"session.load({adapter!r}) first"
             )
         return self._adapters[adapter]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a session keeps of an adapter: its tensors are in the runtime's, once."""
+
+    folder: Path
+    manifest: AdapterManifest
+    sha256: str
+    selftest: bytes
+    active: Active
 
 
 class Bound:
@@ -218,6 +241,13 @@ def difference(y: np.ndarray, wanted: np.ndarray) -> float:
         return 0.0
     off = np.abs(y.astype(np.float64) - wanted.astype(np.float64)).max()
     return float(off / max(1.0, np.abs(wanted).max()))
+
+
+def _check_unchanged(where: str, found: str, loaded: str) -> None:
+    if found != loaded:
+        raise BundleError(
+            f"{where}: not what was loaded (manifest {loaded[:12]}, now {found[:12]}); load it again first"
+        )
 
 
 def _run(session: Any, manifest: BaseManifest, x: Inputs, active: Active | None) -> Outputs:

@@ -54,9 +54,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that was read: its manifest, its tensors by slot, and its self-test's file."""
+    """An adapter that was read: its manifest, the manifest's hash, its tensors by slot, and its self-test's file."""
 
     manifest: AdapterManifest
+    sha256: str
     tensors: Mapping[str, np.ndarray]
     selftest: bytes
 
@@ -93,7 +94,7 @@ def read_adapter(
             slots: other names, shapes, types, ranks, or values that are not finite.
     """
     folder = Path(folder)
-    manifest, _, files = _read_folder(folder, AdapterManifest, key, check_signature)
+    manifest, digest, files = _read_folder(folder, AdapterManifest, key, check_signature)
     if manifest.id != folder.name:
         raise BundleError(f"{folder}: its manifest says it is {manifest.id!r}; name the folder so, or fetch it again")
     if manifest.base != base.sha256:
@@ -103,8 +104,7 @@ def read_adapter(
         )
     tensors = read_tensors(files["adapter.safetensors"], f"{folder}/adapter.safetensors")
     check_slots(base.manifest, manifest, tensors, str(folder))
-    # The other runtimes' file is verified and let go: a device keeps many adapters.
-    return Adapter(manifest, tensors, files["selftest.safetensors"])
+    return Adapter(manifest, digest, tensors, files["selftest.safetensors"])
 
 
 def check_slots(base: BaseManifest, adapter: AdapterManifest, tensors: Mapping[str, np.ndarray], where: str) -> None:

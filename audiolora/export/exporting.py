@@ -214,7 +214,7 @@ def _write_adapter(
 ) -> None:
     from audiolora.edge.runtime import adapter_file
 
-    tensors = filled(work.targets, work.folds[adapter])
+    tensors = filled(manifest.slots, work.folds[adapter])
     wanted = work.reference(work.inputs, adapter)
     files = {
         "adapter.safetensors": write_tensors(tensors),

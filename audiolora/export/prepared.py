@@ -12,7 +12,6 @@ from torch import nn
 
 from audiolora.export.bundle import Base
 from audiolora.export.checking import Reference
-from audiolora.export.manifests import TensorSpec
 from audiolora.export.onnx import Dynamic
 from audiolora.export.slots import (
     Fold,
@@ -23,6 +22,7 @@ from audiolora.export.slots import (
     fold,
     inner_network,
     plain_network,
+    slots_of,
     targets,
 )
 from audiolora.export.tensors import read_tensors
@@ -40,6 +40,7 @@ class Prepared:
         inputs: the example.
         dynamic: its free sizes.
         merged: the adapter that is in the plain network's tensors, if one is.
+        also: another example to check parity on.
     """
 
     plain: nn.Module
@@ -49,6 +50,7 @@ class Prepared:
     inputs: Mapping[str, torch.Tensor]
     dynamic: Dynamic
     merged: str | None = None
+    also: Mapping[str, torch.Tensor] | None = None
 
     @classmethod
     def of(
@@ -77,30 +79,28 @@ class Prepared:
         twin = copied(network)
         folds = {adapter: fold(twin, adapter)}
         reference = Reference(twin)
-        plain = plain_network(twin)
-        made = _targets_of(base.manifest.slots, targets(plain, folds.values()))
         dynamic = {
             spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in base.manifest.inputs
         }
-        work = cls(plain, reference, folds, made, inputs, dynamic)
-        return work if example is None else cls(plain, reference, folds, made, _named(network, example), dynamic)
+        also = None if example is None else _named(network, example)
+        return cls(plain_network(twin), reference, folds, (), inputs, dynamic, also=also)
 
     def trials(self) -> list[dict[str, torch.Tensor]]:
-        """The example, and inputs of other sizes where those are free."""
-        sizes = {name: size for axes in self.dynamic.values() for name, size in ((n, 0) for n in axes.values())}
-        longer = {name: i + 1 for i, name in enumerate(sizes)}
+        """The examples, and inputs of other sizes where those are free."""
+        names = list(dict.fromkeys(name for axes in self.dynamic.values() for name in axes.values()))
+        more = {name: i + 1 for i, name in enumerate(names)}
         grown = {}
         for name, tensor in self.inputs.items():
             for axis, size in self.dynamic.get(name, {}).items():
-                tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(longer[size], tensor.shape[axis]))], axis)
+                tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(more[size], tensor.shape[axis]))], axis)
             grown[name] = tensor.contiguous()
-        return [dict(self.inputs), grown] if sizes else [dict(self.inputs)]
+        return [dict(self.inputs), *([grown] if names else []), *([] if self.also is None else [dict(self.also)])]
 
 
 @torch.no_grad()
 def _merge(plain: nn.Module, made: Sequence[Target], folds: Mapping[str, Fold]) -> None:
-    slots = {name: torch.from_numpy(value.copy()) for name, value in filled(made, folds).items()}
+    slots = {name: torch.from_numpy(value.copy()) for name, value in filled(slots_of(made), folds).items()}
     tensors = dict(plain.named_parameters(remove_duplicate=False)) | dict(plain.named_buffers(remove_duplicate=False))
     for target in made:
         module = plain.get_submodule(target.name.rpartition(".")[0])
@@ -109,30 +109,6 @@ def _merge(plain: nn.Module, made: Sequence[Target], folds: Mapping[str, Fold]) 
             module._buffers[last] = value
         else:  # a parameter of its own: another module may share the base's
             module._parameters[last] = nn.Parameter(value, requires_grad=False)
-
-
-def _targets_of(slots: Sequence[TensorSpec], own: Sequence[Target]) -> list[Target]:
-    """The targets that a base's slots say; ``own``, the adapter's, know which weights are transposed."""
-    parts: dict[str, dict[str, TensorSpec]] = {}
-    for slot in slots:
-        name, _, part = slot.name.rpartition(".")
-        parts.setdefault(name, {})[part] = slot
-    known = {target.name: target for target in own}
-    made = []
-    for name, found in parts.items():
-        like = known.get(name)
-        shape = like.shape if like is not None else _stand_in_shape(found)
-        groups = like.transposed_groups if like is not None else None
-        made.append(Target(name, shape, groups, "lora_A" in found, "gain" in found, "delta" in found))
-    # A target that the base has no slot for is told by `filled`.
-    return made
-
-
-def _stand_in_shape(found: Mapping[str, TensorSpec]) -> tuple[int, ...]:
-    """Of a target that the adapter leaves alone: one that has slots of these shapes."""
-    if "delta" in found:
-        return tuple(int(size) for size in found["delta"].shape)
-    return int(found["lora_B"].shape[0]), int(found["lora_A"].shape[1])
 
 
 def _named(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:

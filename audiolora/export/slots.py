@@ -26,7 +26,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from torch.nn.utils import parametrize
 
-from audiolora.conv.factors import LowRank, inverse_norm, lora_weight, scaled
+from audiolora.conv.factors import LowRank, inverse_norm, lora_delta, lora_weight, scaled, stored
 from audiolora.export.manifests import TensorSpec
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
@@ -84,27 +84,12 @@ class Target:
     def applied(self, tensor: torch.Tensor, slots: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """W' from W and the tensors of its slots, by their names."""
         if self.low_rank:
-            A = slots[f"{self.name}.lora_A"].view(-1, *self.kernel_shape[1:])
-            tensor = lora_weight(tensor, LowRank(A, slots[f"{self.name}.lora_B"], 1.0, self.transposed_groups))
+            # Not lora_weight: its sum is over W as a matrix, which a runtime would keep beside W.
+            product = lora_delta(LowRank(slots[f"{self.name}.lora_A"], slots[f"{self.name}.lora_B"], 1.0))
+            tensor = tensor + stored(product.view(self.kernel_shape), self.transposed_groups)
         if self.gain:
             tensor = scaled(tensor, 1 + slots[f"{self.name}.gain"], self.transposed_groups)
         return tensor + slots[f"{self.name}.delta"] if self.delta else tensor
-
-    def filled(self, fold: Fold) -> dict[str, torch.Tensor]:
-        """A tensor for each slot: the fold's, or the zeros of what it leaves alone (of rank 1: rank 0 is not run).
-
-        Raises:
-            ValueError: the fold changes what this target has no slot for.
-        """
-        parts = {"lora_A": fold.A, "lora_B": fold.B, "gain": fold.gain, "delta": fold.delta}
-        found = {}
-        for slot in self.slots("r"):
-            part = parts.pop(slot.name.rpartition(".")[2])
-            zeros = torch.zeros([1 if isinstance(size, str) else size for size in slot.shape])
-            found[slot.name] = zeros if part is None else part
-        if left := [name for name, part in parts.items() if part is not None]:
-            raise ValueError(f"{self.name}: the graph has no slot for {', '.join(left)}")
-        return found
 
 
 def inner_network(model: nn.Module) -> nn.Module:
@@ -263,25 +248,26 @@ def slots_of(made: Iterable[Target]) -> list[TensorSpec]:
     return [slot for i, target in enumerate(made) for slot in target.slots(f"r{i}")]
 
 
-def filled(made: Iterable[Target], folds: Mapping[str, Fold]) -> dict[str, np.ndarray]:
-    """An adapter as NumPy has it: a tensor for each slot.
+def filled(slots: Iterable[TensorSpec], folds: Mapping[str, Fold]) -> dict[str, np.ndarray]:
+    """An adapter as NumPy has it: a tensor for each slot, zeros for what it leaves alone (rank 1: rank 0 is not run).
 
     Raises:
         ValueError: the adapter changes what has no slot; all such tensors are named.
     """
-    by_name = {target.name: target for target in made}
-    lacking = sorted(folds.keys() - by_name.keys())
+    parts = {
+        f"{name}.{part}": tensor
+        for name, one in folds.items()
+        for part, tensor in (("lora_A", one.A), ("lora_B", one.B), ("gain", one.gain), ("delta", one.delta))
+        if tensor is not None
+    }
     found: dict[str, np.ndarray] = {}
-    for name, target in by_name.items():
-        try:
-            tensors = target.filled(folds.get(name, Fold()))
-        except ValueError as error:
-            lacking.append(str(error))
-            continue
-        found |= {slot: tensor.detach().float().contiguous().numpy() for slot, tensor in tensors.items()}
-    if lacking:
+    for slot in slots:
+        part = parts.pop(slot.name, None)
+        zeros = np.zeros([1 if isinstance(size, str) else size for size in slot.shape], np.float32)
+        found[slot.name] = zeros if part is None else part.detach().float().contiguous().numpy()
+    if parts:
         raise ValueError(
-            f"the graph has no slots for {', '.join(lacking)}; export the base again with an adapter that has them "
+            f"the graph has no slots for {', '.join(parts)}; export the base again with an adapter that has them "
             "(for DoRA: dora=True)"
         )
     return found

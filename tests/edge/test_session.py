@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +115,27 @@ def test_a_load_that_fails_leaves_the_running_adapter(small: Path, session: Sess
     np.testing.assert_allclose(session.run(sample(), "user1"), reference(sample(), factors(1, 2)), **CLOSE)
 
 
-def test_files_that_change_after_loading_change_nothing(small: Path, session: Session) -> None:
+def test_files_that_go_after_loading_change_no_run(small: Path, session: Session) -> None:
     shutil.rmtree(small)
     np.testing.assert_allclose(session.run(sample(), "user2"), reference(sample(), factors(2, 5)), **CLOSE)
+    np.testing.assert_allclose(session.run(sample()), reference(sample()), **CLOSE)
+    assert session.selftest("user2") < 1e-5
+
+
+def test_what_is_bound_is_what_was_loaded(small: Path, session: Session) -> None:
+    write_adapter(small, "user1", factors(9, rank=1))
+    with pytest.raises(BundleError, match="user1: not what was loaded"):
+        session.bind("user1")
     np.testing.assert_allclose(session.bind("user2").run(sample()), reference(sample(), factors(2, 5)), **CLOSE)
+    write_base(small, max_rank=9)
+    with pytest.raises(BundleError, match="base: not what was loaded"):
+        session.bind("user2")
 
 
 def test_the_self_test_finds_another_output(small: Path, session: Session) -> None:
     assert session.selftest() < 1e-5 and session.selftest("user2") < 1e-5
     write_adapter(small, "user1", factors(1, 2))
-    session._adapters["user1"] = (session._adapters["user1"][0], session._adapters["user2"][1])
+    session._adapters["user1"] = replace(session._adapters["user1"], active=session._adapters["user2"].active)
     with pytest.raises(BundleError, match="user1: this runtime's output is off"):
         session.selftest("user1")
 

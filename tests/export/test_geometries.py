@@ -37,7 +37,7 @@ def with_slots(model: nn.Module, form: str, x: torch.Tensor) -> tuple[WithSlots,
     folds = fold(twin, "default")
     plain = plain_network(twin)
     made = targets(plain, [folds])
-    values = [torch.from_numpy(filled(made, folds)[slot.name].copy()) for slot in slots_of(made)]
+    values = [torch.from_numpy(value.copy()) for value in filled(slots_of(made), folds).values()]
     owner = WithSlots(plain, made, form).eval()
     if form == "fact":
         owner.choose_beside([x], values)
