@@ -66,6 +66,7 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
         self._session = inference_session(base.files["base.onnx"], base.manifest.runtime, **self._how)
+        _check_graph(self._session, base.manifest)
         # The graph itself is in the runtime now, and is let go here.
         self._base = replace(base, files={_SELFTEST: base.files[_SELFTEST]})
         self._adapters: dict[str, Loaded] = {}
@@ -182,14 +183,14 @@ class Session:
             BundleError: it is above `TOLERANCE`.
         """
         stored = read_tensors(self._base.files[_SELFTEST], "base/selftest.safetensors")
-        inputs = {spec.name: stored[f"input.{spec.name}"] for spec in self.manifest.inputs}
+        inputs = {spec.name: _stored(stored, f"input.{spec.name}") for spec in self.manifest.inputs}
         if adapter is not None:
             stored = read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
         found = self.run(inputs, adapter)
         outputs = found if isinstance(found, tuple) else (found,)
         worst = 0.0
         for spec, y in zip(self.manifest.outputs, outputs, strict=True):
-            worst = max(worst, difference(y, stored[f"output.{spec.name}"]))
+            worst = max(worst, difference(y, _stored(stored, f"output.{spec.name}")))
         if not worst <= TOLERANCE:
             raise BundleError(f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
                               f"{TOLERANCE:.0e} is allowed; another version of onnxruntime may do better")  # fmt: skip
@@ -241,6 +242,28 @@ def difference(y: np.ndarray, wanted: np.ndarray) -> float:
         return 0.0
     off = np.abs(y.astype(np.float64) - wanted.astype(np.float64)).max()
     return float(off / max(1.0, np.abs(wanted).max()))
+
+
+def _check_graph(session: Any, manifest: BaseManifest) -> None:
+    """The graph takes and gives what the manifest says; a slot that it has as a constant would run the base."""
+    pairs = (
+        ("inputs", session.get_inputs(), manifest.inputs),
+        ("outputs", session.get_outputs(), manifest.outputs),
+        ("slots", session.get_overridable_initializers(), manifest.slots),
+    )
+    for kind, found, specs in pairs:
+        names, wanted = sorted(value.name for value in found), sorted(spec.name for spec in specs)
+        if names != wanted:
+            odd = ", ".join(sorted(set(names) ^ set(wanted))[:8])
+            raise BundleError(f"base.onnx: its {kind} are not those of the manifest: {odd}; export it again")
+    if [value.name for value in session.get_outputs()] != [spec.name for spec in manifest.outputs]:
+        raise BundleError("base.onnx: its outputs are in another order than the manifest's; export it again")
+
+
+def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in tensors:
+        raise BundleError(f"{_SELFTEST}: {name} is not in it; export the bundle again")
+    return tensors[name]
 
 
 def _check_unchanged(where: str, found: str, loaded: str) -> None:

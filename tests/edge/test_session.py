@@ -180,6 +180,25 @@ def test_a_signed_bundle_runs_with_its_key_alone(tmp_path: Path) -> None:
         Session(tmp_path / "b")
 
 
+def test_a_graph_that_would_run_the_base_instead_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load_from_string(graph())
+    kept = [value for value in model.graph.input if value.name != "conv.weight.lora_B"]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)  # lora_B is a constant now
+    write_base(tmp_path, model=model.SerializeToString())
+    with pytest.raises(BundleError, match="its slots are not those of the manifest: conv.weight.lora_B"):
+        Session(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["inputs", "outputs"])
+def test_a_graph_with_other_ends_than_the_manifest_is_refused(tmp_path: Path, part: str) -> None:
+    write_base(tmp_path, **{part: (TensorSpec("other", (1,), "float32"),)})
+    with pytest.raises(BundleError, match=f"its {part} are not those of the manifest: other, "):
+        Session(tmp_path)
+
+
 def test_an_older_runtime_is_refused(tmp_path: Path) -> None:
     write_base(tmp_path, runtime="99.0.0")
     with pytest.raises(BundleError, match="wants ONNX Runtime 99.0.0, and this is"):

@@ -45,7 +45,9 @@ def with_slots(model: nn.Module, form: str, x: torch.Tensor) -> tuple[WithSlots,
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["lora", "dora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "lora_bias"))]
+)
 @pytest.mark.parametrize("row", ROWS)
 @torch.no_grad()
 def test_slots_give_what_the_adapter_gives(row: Convolution, method: str, form: str) -> None:
