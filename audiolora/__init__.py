@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.running_statistics import hold_statistics
 
 _HOMES = {
     "BypassedModuleWarning": "audiolora.layers.participation",
@@ -23,12 +24,22 @@ _HOMES = {
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
+    "hold_statistics": "audiolora.running_statistics",
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
 }
 
 __version__ = "0.1.0"
-__all__ = ["BypassedModuleWarning", "adapt", "disable", "enable", "enabled", "inspect", "lora_config"]
+__all__ = [
+    "BypassedModuleWarning",
+    "adapt",
+    "disable",
+    "enable",
+    "enabled",
+    "hold_statistics",
+    "inspect",
+    "lora_config",
+]
 
 
 def __getattr__(name: str) -> object:
