@@ -6,6 +6,7 @@ is two to forty times slower. Other ways to the same numbers avoid it (measured 
 - long kernels (wav2vec2's positions k = 128, InceptionTime k = 39): sums of convolutions of 13 taps, 2-5 times faster;
 - depthwise ones (Conformer k = 31, ModernTCN k = 51): a column instead of a row, (N, C, L, 1), 8-20 times faster;
 - pointwise ones (k = 1): a matrix product by oneDNN, which reads x where it lies, twice as fast;
+- dilated ones: ∂x as a convolution of ∂y with the kernel turned round, padded by hand, up to three times faster;
 - strided ones: ∂x by one matrix product and k shifted sums, up to a third faster (torch copies it from another order);
 - few inputs to many outputs (wav2vec2's first layer, 1 to 512 channels): ∂W by one matrix product, 5 times faster.
 
@@ -102,6 +103,13 @@ def _is_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: Co
     return ordinary and x.shape[0] > 1 and W.shape[1] >= 64 and _onednn_product(dy, W)
 
 
+def _is_dilated(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    """Where the kernel reaches further than oneDNN's own padding, and its ∂x, are fast."""
+    reach = geometry.dilation * (W.shape[2] - 1)
+    ordinary = geometry.stride == 1 and not geometry.transposed and W.shape[1] > 1
+    return ordinary and geometry.dilation > 1 and TAPS < reach and geometry.padding <= reach and _eager_cpu(x)
+
+
 def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and _eager_cpu(x)
 
@@ -135,6 +143,8 @@ def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry:
         return rows_times(W[:, :, 0].mT, dy)
     if _is_long(x, W, geometry):
         return _input_gradient_long(x, W, dy, geometry)
+    if _is_dilated(x, W, geometry):
+        return _input_gradient_dilated(W, dy, geometry)
     if _is_strided(x, W, dy, geometry):
         return _input_gradient_strided(x, W, dy, geometry)
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), [True, False, False])[0]
@@ -250,6 +260,14 @@ def _input_gradient_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, 
             outputs, inputs = geometry.tap(j, dy.shape[2], length)
             here[:, inputs] += parts[j, :, outputs]
     return dx
+
+
+def _input_gradient_dilated(W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    g, (out_channels, per_group, k) = geometry.groups, W.shape
+    turned = W.flip(2).view(g, out_channels // g, per_group, k).transpose(1, 2).reshape(g * per_group, -1, k)
+    margin = geometry.dilation * (k - 1) - geometry.padding
+    unpadded = ConvGeometry(dilation=geometry.dilation, groups=g)
+    return torch.convolution(F.pad(dy, (margin, margin)), turned, None, *_arguments(unpadded))
 
 
 def _input_gradient_long(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
