@@ -144,7 +144,7 @@ def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry:
     if _is_long(x, W, geometry):
         return _input_gradient_long(x, W, dy, geometry)
     if _is_dilated(x, W, geometry):
-        return _input_gradient_dilated(W, dy, geometry)
+        return _input_gradient_dilated(x, W, dy, geometry)
     if _is_strided(x, W, dy, geometry):
         return _input_gradient_strided(x, W, dy, geometry)
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), [True, False, False])[0]
@@ -262,12 +262,30 @@ def _input_gradient_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, 
     return dx
 
 
-def _input_gradient_dilated(W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+def _input_gradient_dilated(
+    x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry
+) -> torch.Tensor:
     g, (out_channels, per_group, k) = geometry.groups, W.shape
+    if 2 * geometry.dilation * (k - 1) > dy.shape[2]:
+        return _input_gradient_far(x, W, dy, geometry)
     turned = W.flip(2).view(g, out_channels // g, per_group, k).transpose(1, 2).reshape(g * per_group, -1, k)
     margin = geometry.dilation * (k - 1) - geometry.padding
     unpadded = ConvGeometry(dilation=geometry.dilation, groups=g)
     return torch.convolution(F.pad(dy, (margin, margin)), turned, None, *_arguments(unpadded))
+
+
+def _input_gradient_far(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    """Where a dilated kernel reaches over much of ∂y, most of a padded one would be zeros: the taps one by one, in one
+    pointwise convolution, and their shifted sum."""
+    g, (out_channels, per_group, k), (n, _, length) = geometry.groups, W.shape, x.shape
+    taps = W.view(g, out_channels // g, per_group, k).permute(0, 3, 2, 1).reshape(g * k * per_group, -1, 1)
+    parts = torch.convolution(dy, taps, None, *_arguments(ConvGeometry(groups=g)))
+    parts = parts.view(n, g, k, per_group, dy.shape[2])
+    dx = dy.new_zeros(n, g, per_group, length)
+    for j in range(k):
+        outputs, inputs = geometry.tap(j, dy.shape[2], length)
+        dx[..., inputs] += parts[:, :, j, :, outputs]
+    return dx.view(x.shape)
 
 
 def _input_gradient_long(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
