@@ -1,6 +1,7 @@
 """The columns of `conv_step.py`: a convolution frozen, adapted by us, by PEFT, the dense way, and tuned in full."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -94,9 +95,11 @@ def adapted(model: nn.Module, ours: bool, targets: Any, dora: bool = False) -> n
 
 
 def adapted_conv(shape: Shape, ours: bool, dora: bool, device: str, dtype: str) -> nn.Module:
-    """The adapted layer itself, without the model around it."""
-    net = nn.ModuleDict({"conv": shape.conv(device, dtype)})
-    return adapted(net, ours, ["conv"], dora).base_model.model["conv"]
+    """The adapted layer itself, out of a model that has run once: audiolora watches the first forward."""
+    model = adapted(nn.Sequential(OrderedDict(conv=shape.conv(device, dtype))), ours, ["conv"], dora)
+    with torch.no_grad():
+        model(shape.input(device, dtype, n=1))
+    return model.base_model.model.conv
 
 
 def training_steps(shape: Shape, device: str, dtype: str, only: str | None = None) -> dict[str, Step]:
@@ -140,24 +143,21 @@ def inference_steps(shape: Shape, device: str, dtype: str) -> dict[str, Step]:
     return {name: Step(inference(layer, x)) for name, layer in layers.items()}
 
 
-def mixed_steps(only: str, device: str, dtype: str) -> dict[str, dict[str, Step]]:
-    """32 samples with 32 different adapters, against one adapter for all."""
-    chosen = (
-        "wav2vec2.conv4",
-        "whisper-tiny.conv2.short",
-        "tcn64.d16",
-        "informer.distil",
-        "conformer.dw31",
-        "hifigan.up",
-    )
-    return {
-        shape.name: mixed_columns(shape, device, dtype)
-        for shape in SHAPES
-        if shape.name in chosen and only in shape.name
-    }
+MIXED = (
+    "wav2vec2.conv4",
+    "whisper-tiny.conv2.short",
+    "tcn64.d16",
+    "informer.distil",
+    "conformer.dw31",
+    "hifigan.up",
+)
+"""The shapes that mixed batches are measured on."""
 
 
-def mixed_columns(shape: Shape, device: str, dtype: str) -> dict[str, Step]:
+def mixed_steps(shape: Shape, device: str, dtype: str) -> dict[str, Step]:
+    """32 samples with 32 different adapters, against one adapter for all; nothing for shapes not in `MIXED`."""
+    if shape.name not in MIXED:
+        return {}
     x, columns = shape.input(device, dtype, n=32), {}
     for method in OURS:
         dora = method == "DoRA"

@@ -5,52 +5,31 @@
     python benchmarks/conv_step.py --device cuda --dtype bfloat16
 
 A step is forward and backward to the input and to whatever the column trains. All columns of a shape take turns in one
-process, in a new random order each round; a ratio is taken within its round, and the table shows the median over
-rounds. PEFT stands only where it computes the right function. Rows are appended to benchmarks/results/conv_step.csv.
+process, which does nothing else, in a new random order each round; a ratio is taken within its round, and the table
+shows the median over rounds. PEFT stands only where it computes the right function. Rows are appended to
+benchmarks/results/conv_step.csv.
 """
 
 import csv
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from conv_columns import SHAPES, Shape, Step, encoder_steps, inference_steps, mixed_steps, training_steps
+from conv_columns import SHAPES, Shape, training_steps
+from conv_time import ENCODER, Row
 from cyclopts import run
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results" / "conv_step.csv"
-SECONDS = 4.0
-"""For one shape; at least `ROUNDS` rounds whatever they take."""
-ROUNDS = 7
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell: a measure of one column against its yardstick on one shape."""
-
-    measure: str
-    shape: str
-    column: str
-    against: str
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-    threads: int
-    device: str
-    dtype: str
-    note: str = ""
 
 
 def main(
@@ -70,70 +49,25 @@ def main(
         dtype: float32 or bfloat16.
         memory: also measure peak memory (in a process of its own on CPU).
     """
-    setting = {"device": device, "dtype": dtype}
-    shapes = [shape for shape in SHAPES if only in shape.name]
+    shapes = [shape.name for shape in SHAPES if only in shape.name]
+    names = [*shapes, *([ENCODER] if only in ENCODER else [])]
     for count in threads if device == "cpu" else threads[:1]:
-        torch.set_num_threads(count)
-        title = f"{count} thread{'s' * (count > 1)}, {device}, {dtype}"
-
-        def timed(kind: str, steps: dict[str, Step], name: str, against: str, count: int = count) -> list[Row]:
-            return measure(kind, name, steps, against, count, **setting)
-
-        rows = [row for s in shapes for row in timed("step", training_steps(s, **setting), s.name, "frozen")]
-        if only in "wav2vec2.encoder":
-            rows += timed("step", encoder_steps(**setting), "wav2vec2.encoder", "frozen")
-        report(rows, title)
-        report(
-            [row for s in shapes for row in timed("inference", inference_steps(s, **setting), s.name, "base")], title
-        )
-        mixed = mixed_steps(only, **setting)
-        report(
-            [row for name, steps in mixed.items() for row in timed("mixed batch", steps, name, "one adapter")], title
-        )
+        rows: list[Row] = []
+        for name in track(names, f"{count} thread{'s' * (count > 1)}"):
+            found = timed(name, count, device, dtype)
+            save(found)
+            rows += found
         if memory and count == threads[0]:
-            report(peak_memory([shape.name for shape in shapes], count, **setting), title)
+            found = peak_memory(shapes, count, device, dtype)
+            save(found)
+            rows += found
+        show(rows, f"{count} thread{'s' * (count > 1)}, {device}, {dtype}")
 
 
-def report(rows: list[Row], title: str) -> None:
-    """Append to the CSV, and print."""
-    if rows:
-        save(rows)
-        show(rows, title)
-
-
-def measure(
-    kind: str, shape: str, steps: dict[str, Step], against: str, threads: int, device: str, dtype: str
-) -> list[Row]:
-    """Every column's time as a ratio to the yardstick's, round by round."""
-    for step in steps.values():
-        step.run()
-        step.run()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order, rng = list(steps), random.Random(0)
-    began = time.perf_counter()
-    while len(times[against]) < ROUNDS or (time.perf_counter() - began < SECONDS and len(times[against]) < 200):
-        rng.shuffle(order)
-        for name in order:
-            times[name].append(clock(steps[name].run, device))
-    rows = []
-    for name in steps:
-        ratios = [mine / yard for mine, yard in zip(times[name], times[against], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        median = statistics.median(ratios)
-        note = steps[name].note
-        rows.append(Row(kind, shape, name, against, median, low, high, len(ratios), threads, device, dtype, note))
-    return rows
-
-
-def clock(step: Callable[[], Any], device: str) -> float:
-    """Seconds of one step."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def timed(name: str, threads: int, device: str, dtype: str) -> list[Row]:
+    """The ratios of one shape, measured in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("conv_time.py")), name, str(threads), device, dtype]
+    return [Row(**row) for row in json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)]
 
 
 def peak_memory(names: list[str], threads: int, device: str, dtype: str) -> list[Row]:

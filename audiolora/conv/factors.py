@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from audiolora.conv.native import product
+from audiolora.conv.native import plus_product, product
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
 
 def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
     """W + ΔW in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
+    work = torch.promote_types(term.A.dtype, torch.float32)
+    if term.transposed_groups is None and weight.dtype == work and isinstance(term.scaling, float):
+        A, B = term.A.to(work).flatten(1), term.B.to(work)
+        return plus_product(weight.flatten(1), B, A, term.scaling).view_as(weight)
     delta = _kernel_delta(term).to(weight.dtype)
     if term.transposed_groups is None:
         recorded = torch.is_grad_enabled() and (delta.requires_grad or weight.requires_grad)
@@ -108,7 +112,7 @@ def as_kernel(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tens
 def channel_norm(weight: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
     """‖W‖ (C_out,) of each output channel's kernel, in float32 or better."""
     kernel = as_kernel(weight, transposed_groups)
-    return kernel.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(kernel.flatten(1).to(torch.promote_types(weight.dtype, torch.float32)), dim=1)
 
 
 def over_channels(c: torch.Tensor, weight: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
@@ -152,7 +156,7 @@ def inverse_norms(
 
 
 def _inverse(norm: torch.Tensor) -> torch.Tensor:
-    return torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
+    return norm.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)  # a norm that is not finite shows
 
 
 def scaled(direction: torch.Tensor, c: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:

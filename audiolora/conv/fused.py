@@ -12,30 +12,26 @@ the channels it is the cheaper way all the same, and `conv.plan` takes it. PEFT'
 runs two more convolutions forward and four backward.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from audiolora.conv.factors import LowRank, as_kernel, inverse_norm, lora_weight, scaled
+from audiolora.conv.beside import BesideLowRankConv1d, holds_less
+from audiolora.conv.factors import LowRank, adapted_weight, as_kernel, inverse_norm, lora_weight, scaled
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import laid_end_to_end, lowrank_grad_A, lowrank_project
 from audiolora.conv.native import (
     convolve,
     input_gradient,
+    leaves_gradients_to_torch,
     rows_against,
     rows_times,
     weight_gradient,
+    without_autocast,
     worth_laying_end_to_end,
 )
 from audiolora.conv.plan import Path, gradient_path
-
-
-def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """What stands inside runs in its operands' own dtypes."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class FactorGradients(NamedTuple):
@@ -214,4 +210,8 @@ def fused_conv1d(
     if W.requires_grad:
         raise ValueError("the base weight requires a gradient, which the fused operator does not give; freeze it")
     path = gradient_path(W.shape, term.B.shape[1], geometry)
+    if path is Path.DENSE and leaves_gradients_to_torch(x, W, geometry):  # the same sums, without Python in backward
+        return convolve(x, adapted_weight(W, term, magnitude).to(x.dtype), bias, geometry)
+    if path is Path.LOW_RANK and holds_less(x, W, term.B.shape[1], geometry):
+        return BesideLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry)
     return FusedLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry, path)

@@ -42,6 +42,13 @@ def lowrank_project(
 
 def lowrank_grad_A(x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     """∂A (r, C, k) from x (N, C, L) and ∂z (N, r, L_out): the adjoint of `lowrank_project` in A."""
+    return lowrank_both_gradients(x, dz, A, geometry, None)
+
+
+def lowrank_both_gradients(
+    x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry: ConvGeometry, dx: torch.Tensor | None
+) -> torch.Tensor:
+    """∂A as `lowrank_grad_A` has it; onto ``dx`` (N, C, L), unless None, goes the adjoint of `lowrank_project` in x."""
     (n, channels, length), r = x.shape, dz.shape[1]
     dA = []
     for taps in _chunks(A):
@@ -50,6 +57,9 @@ def lowrank_grad_A(x: torch.Tensor, dz: torch.Tensor, A: torch.Tensor, geometry:
             there, here = _positions(tap, length, dz.shape[-1], geometry)
             view[:, :, here] = dz[:, :, there]
         dA.append(rows_against(rows, x).view(len(taps), r, channels))
+        if dx is not None:
+            part = A[..., taps.start : taps.stop].permute(1, 2, 0).flatten(1)
+            dx.baddbmm_(part.expand(n, *part.shape), rows)
     return torch.cat(dA).permute(1, 2, 0)
 
 

@@ -13,7 +13,9 @@ is two to forty times slower. Other ways to the same numbers avoid it (measured 
 Everywhere else, on other devices and inside ``torch.compile``, torch's own convolution is called as it is.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,12 @@ TAPS = 13
 
 _WORTH_ONEDNN = 1 << 16
 """Elements of a matrix from which oneDNN's product with a few rows (8 to 64) beats MKL's."""
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """What stands inside runs in its operands' own dtypes."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def rows_times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -48,11 +56,21 @@ def rows_against(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a (M, K) times b (K, N)."""
+    """a (M, K) times b (K, N), in their own dtype under autocast too."""
     recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if not recorded and a.shape[0] * b.shape[1] >= _WORTH_ONEDNN and a.dtype == b.dtype and _eager_cpu(a):
+    if not recorded and a.shape[0] * b.shape[1] >= _WORTH_ONEDNN and a.dtype == b.dtype and eager_cpu(a):
         return _linear(_packed(a), _packed(b).mT)
-    return a @ b
+    with without_autocast(a):
+        return a @ b
+
+
+def plus_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
+    """base (M, N) + alpha · a (M, K) times b (K, N), all of one dtype; a new tensor."""
+    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or base.requires_grad)
+    if not recorded and base.numel() >= _WORTH_ONEDNN and eager_cpu(a):
+        return product(a * alpha, b).add_(base)
+    with without_autocast(a):
+        return torch.addmm(base, a, b, alpha=alpha)
 
 
 def _packed(matrix: torch.Tensor) -> torch.Tensor:
@@ -67,7 +85,7 @@ def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _onednn_product(x: torch.Tensor, rows: torch.Tensor) -> bool:
     """Where it is the faster one. It has no derivative, so never under autograd; and views make it crawl."""
-    if not (_eager_cpu(x) and x.shape[0] > 0 and x.shape[1] * x.shape[2] >= _WORTH_ONEDNN):
+    if not (eager_cpu(x) and x.shape[0] > 0 and x.shape[1] * x.shape[2] >= _WORTH_ONEDNN):
         return False
     recorded = torch.is_grad_enabled() and (x.requires_grad or rows.requires_grad)
     return not recorded and x.is_contiguous()
@@ -76,10 +94,10 @@ def _onednn_product(x: torch.Tensor, rows: torch.Tensor) -> bool:
 def worth_laying_end_to_end(x: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Whether x (N, C, L) is many samples, each too small for oneDNN's product and all together large enough."""
     one = x.shape[1] * x.shape[2]
-    return one < _WORTH_ONEDNN <= one * x.shape[0] // 2 and not geometry.transposed and _eager_cpu(x)
+    return one < _WORTH_ONEDNN <= one * x.shape[0] // 2 and not geometry.transposed and eager_cpu(x)
 
 
-def _eager_cpu(x: torch.Tensor) -> bool:
+def eager_cpu(x: torch.Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -94,7 +112,7 @@ def _is_pointwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> b
 
 
 def _is_long(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
-    return W.shape[2] > TAPS + 3 and not geometry.transposed and W.shape[1] > 1 and _eager_cpu(x)
+    return W.shape[2] > TAPS + 3 and not geometry.transposed and W.shape[1] > 1 and eager_cpu(x)
 
 
 def _is_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> bool:
@@ -111,7 +129,7 @@ def _is_dilated(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> boo
 
 
 def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
-    return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and _eager_cpu(x)
+    return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and eager_cpu(x)
 
 
 def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:
@@ -168,11 +186,19 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), only_W)[1]
 
 
+def leaves_gradients_to_torch(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    """Whether none of the other ways is for this convolution: autograd's own gradients are as fast, and right."""
+    ours = (_is_long, _is_depthwise, _has_few_inputs)
+    if any(is_for(x, W, geometry) for is_for in ours) or _is_misread(x, geometry):
+        return False
+    return geometry.stride == 1 and W.shape[2] > 1
+
+
 def _has_few_inputs(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Then every shifted view of x together is small against y, and worth it where y is large."""
     ordinary = geometry.groups == 1 and not geometry.transposed
-    large = W.shape[0] * (x.shape[2] // geometry.stride) >= _WORTH_ONEDNN
-    return ordinary and large and 4 * W.shape[1] * W.shape[2] <= W.shape[0] and _eager_cpu(x)
+    large = x.shape[0] * W.shape[0] * (x.shape[2] // geometry.stride) >= _WORTH_ONEDNN
+    return ordinary and large and 4 * W.shape[1] * W.shape[2] <= W.shape[0] and eager_cpu(x)
 
 
 def _weight_gradient_of_few_inputs(

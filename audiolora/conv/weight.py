@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from audiolora.conv.factors import LowRank, adapted_weight, inverse_norm, lora_weight
-from audiolora.conv.fused import fused_conv1d, without_autocast
+from audiolora.conv.fused import fused_conv1d
 from audiolora.conv.geometry import ConvGeometry, first, resolve_padding
 from audiolora.conv.lowrank import lowrank_add
-from audiolora.conv.native import convolve
+from audiolora.conv.native import convolve, without_autocast
 
 # Questions about the tensor that W and W' answer alike: no need to form the sum for them.
 _METADATA = {

@@ -299,12 +299,18 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         return self.detach_map()
 
+    def get_base_layer(self) -> Any:
+        """The module underneath every adapter; PEFT's name."""
+        return self.base_layer.get_base_layer() if isinstance(self.base_layer, BaseTunerLayer) else self.base_layer
+
     def __getattr__(self, name: str) -> Any:
-        # Models read their convolution's settings (Whisper: conv1.stride): the layer answers as its base would.
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:  # torch looks among parameters and buffers first, and this runs a dozen times a step
+            return modules[name]
         try:
             return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer" or name.startswith("_") or "base_layer" not in self.__dict__.get("_modules", {}):
+        except AttributeError:  # models read their convolution's settings (Whisper: conv1.stride): the base's
+            if name == "base_layer" or name.startswith("_") or "base_layer" not in modules:
                 raise
             value = getattr(self.base_layer, name)
             return _Parametrizations(value) if name == "parametrizations" else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from audiolora.conv.beside import BesideLowRankConv1d, holds_less
 from audiolora.conv.factors import LowRank
 from audiolora.conv.fused import FusedLowRankConv1d, fused_conv1d
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.plan import Path
 
 SCALING = 0.6
+Way = Path | Literal["beside"]
+WAYS: tuple[Way, ...] = (*Path, "beside")
+"""To the gradients; beside the base's is for one group."""
 
 
 @dataclass
@@ -35,12 +40,12 @@ class Operands:
         named = {"x": self.x, "bias": self.bias, "A": self.A, "B": self.B, "m": self.m}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def fused(self, path: Path | None = None) -> torch.Tensor:
+    def fused(self, path: Way | None = None) -> torch.Tensor:
         """By the path that the plan takes, or by a given one."""
         if path is None:
             return fused_conv1d(self.x, self.W, self.bias, LowRank(self.A, self.B, SCALING), self.geometry, self.m)
-        parts = (self.x, self.W, self.bias, self.A, self.B, self.m, SCALING, self.geometry, path)
-        return FusedLowRankConv1d.apply(*parts)
+        parts = (self.x, self.W, self.bias, self.A, self.B, self.m, SCALING, self.geometry)
+        return BesideLowRankConv1d.apply(*parts) if path == "beside" else FusedLowRankConv1d.apply(*parts, path)
 
     def dense(self) -> torch.Tensor:
         g = self.geometry
@@ -94,7 +99,7 @@ def draw(
     )
 
 
-def assert_same_output_and_gradients(operands: Operands, path: Path | None = None) -> None:
+def assert_same_output_and_gradients(operands: Operands, path: Way | None = None) -> None:
     y, expected = operands.fused(path), operands.dense()
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=y.dtype)
@@ -120,7 +125,7 @@ def assert_same_output_and_gradients(operands: Operands, path: Path | None = Non
     output_padding=st.integers(0, 4),
     bias=st.booleans(),
     dora=st.booleans(),
-    path=st.sampled_from(Path),
+    path=st.sampled_from(WAYS),
     seed=st.integers(0, 5),
 )
 def test_any_geometry(
@@ -138,10 +143,11 @@ def test_any_geometry(
     output_padding: int,
     bias: bool,
     dora: bool,
-    path: Path,
+    path: Way,
     seed: int,
 ) -> None:
     assume(not transposed or output_padding < max(stride, dilation))
+    groups = 1 if path == "beside" else groups
     geometry = ConvGeometry(stride, padding, dilation, groups, transposed, output_padding if transposed else 0)
     assume(geometry.output_length(length, k) > 0)
     assume(transposed or length + 2 * padding > dilation * (k - 1))
@@ -149,7 +155,7 @@ def test_any_geometry(
     assert_same_output_and_gradients(operands, path)
 
 
-@pytest.mark.parametrize("path", Path)
+@pytest.mark.parametrize("path", WAYS)
 @pytest.mark.parametrize(
     "geometry, in_per_group",
     [
@@ -161,8 +167,10 @@ def test_any_geometry(
     ],
     ids=["plain", "stride", "dilation and groups", "depthwise", "transposed"],
 )
-def test_gradcheck(geometry: ConvGeometry, in_per_group: int, path: Path) -> None:
+def test_gradcheck(geometry: ConvGeometry, in_per_group: int, path: Way) -> None:
     """LoRA alone: DoRA holds its norm constant in backward, which is not the derivative on purpose."""
+    if path == "beside":
+        geometry = replace(geometry, groups=1)
     o = draw(1, in_per_group, 1, length=7, k=3, r=2, geometry=geometry)
 
     def operator(*leaves: torch.Tensor) -> torch.Tensor:
@@ -174,55 +182,76 @@ def test_gradcheck(geometry: ConvGeometry, in_per_group: int, path: Path) -> Non
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("wanted", ["x", "bias", "A", "B"])
-def test_one_gradient_alone(wanted: str, dora: bool) -> None:
+@pytest.mark.parametrize("path", WAYS)
+def test_one_gradient_alone(path: Way, wanted: str, dora: bool) -> None:
     """What nobody asked for is not computed, and what is asked for does not depend on it."""
-    operands = draw(geometry=ConvGeometry(stride=2, padding=1, groups=2), dora=dora)
+    operands = draw(geometry=ConvGeometry(stride=2, padding=1, groups=1 if path == "beside" else 2), dora=dora)
     for name, tensor in operands.leaves().items():
         tensor.requires_grad_(name == wanted)
-    (gradient,) = torch.autograd.grad(operands.fused().sin().sum(), operands.leaves()[wanted])
+    (gradient,) = torch.autograd.grad(operands.fused(path).sin().sum(), operands.leaves()[wanted])
     (expected,) = torch.autograd.grad(operands.dense().sin().sum(), operands.leaves()[wanted])
     torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_an_activation_may_overwrite_the_result(dora: bool) -> None:
+@pytest.mark.parametrize("path", [*WAYS, None])
+def test_an_activation_may_overwrite_the_result(path: Way | None, dora: bool) -> None:
     operands = draw(dora=dora)
     leaves = list(operands.leaves().values())
-    gradients = torch.autograd.grad(F.relu(operands.fused(), inplace=True).sum(), leaves)
+    gradients = torch.autograd.grad(F.relu(operands.fused(path), inplace=True).sum(), leaves)
     expected = torch.autograd.grad(F.relu(operands.dense()).sum(), leaves)
     for gradient, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, want)
 
 
-def test_an_input_overwritten_after_use_is_noticed() -> None:
+@pytest.mark.parametrize("path", [*WAYS, None])
+def test_an_input_overwritten_after_use_is_noticed(path: Way | None) -> None:
     operands = draw()
     x = operands.x.clone()
     operands.x = x
-    y = operands.fused()
+    y = operands.fused(path)
     x.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
 
-def test_a_batch_of_none() -> None:
-    assert_same_output_and_gradients(draw(n=0, geometry=ConvGeometry(groups=2)))
+@pytest.mark.parametrize("path", [*WAYS, None])
+def test_a_batch_of_none(path: Way | None) -> None:
+    assert_same_output_and_gradients(draw(n=0, geometry=ConvGeometry(groups=1 if path == "beside" else 2)), path)
+
+
+class Recording(torch.utils._python_dispatch.TorchDispatchMode):
+    """The shapes of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        self.shapes.extend(t.shape for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+        return result
 
 
 def test_no_dense_weight_gradient_is_formed() -> None:
     """The point of it: with k = 128 the largest tensor that backward makes is smaller than W by far."""
     operands = draw(n=1, in_per_group=16, out_per_group=16, length=4, k=128, r=1, geometry=ConvGeometry(padding=64))
-    y, shapes = operands.fused(), []
-
-    class Recording(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = func(*args, **(kwargs or {}))
-            shapes.extend(t.shape for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
-            return result
-
-    with Recording():
+    y = operands.fused()
+    with Recording() as made:
         y.sum().backward()
-    assert shapes and operands.W.shape not in shapes
-    assert max(shape.numel() for shape in shapes) < operands.W.numel()
+    assert made.shapes and operands.W.shape not in made.shapes
+    assert max(shape.numel() for shape in made.shapes) < operands.W.numel()
+
+
+def test_a_large_weight_is_not_formed_beside_a_short_input() -> None:
+    """In the step of a frozen convolution nothing is as large as W; nor is it here."""
+    o = draw(n=1, in_per_group=64, out_per_group=64, length=16, k=5, r=2, geometry=ConvGeometry(padding=2))
+    x, W, A, B = (t.detach().float() for t in (o.x, o.W, o.A, o.B))
+    assert holds_less(x, W, 2, o.geometry)
+    with Recording() as made:
+        y = fused_conv1d(x.requires_grad_(), W, None, LowRank(A.requires_grad_(), B, SCALING), o.geometry)
+        y.sum().backward()
+    assert max(shape.numel() for shape in made.shapes) < W.numel()
 
 
 def test_a_weight_that_wants_a_gradient_is_refused() -> None:
@@ -232,9 +261,10 @@ def test_a_weight_that_wants_a_gradient_is_refused() -> None:
         operands.fused()
 
 
-def test_a_second_derivative_is_refused_not_wrong() -> None:
+@pytest.mark.parametrize("path", WAYS)
+def test_a_second_derivative_is_refused_not_wrong(path: Way) -> None:
     operands = draw()
-    (dx,) = torch.autograd.grad(operands.fused().square().sum(), operands.x, create_graph=True)
+    (dx,) = torch.autograd.grad(operands.fused(path).square().sum(), operands.x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
 

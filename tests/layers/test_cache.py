@@ -218,3 +218,14 @@ def test_a_traced_model_holds_the_factors_not_their_sum() -> None:
         traced = torch.jit.trace(layer(model), X, check_trace=False)
         factor(model).mul_(3)
         torch.testing.assert_close(traced(X), layer(model)(X))
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_autocast_does_not_round_what_is_kept(dora: bool) -> None:
+    """Autocast would take the factors' product in bf16, and what it left would serve float32 inference afterwards."""
+    model = adapted(use_dora=dora)
+    expected = from_scratch(model)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(model)(X)
+        torch.testing.assert_close(layer(model)(X), expected, rtol=0, atol=0)
