@@ -25,6 +25,9 @@ from audiolora.conv.geometry import ConvGeometry
 TAPS = 13
 """A kernel longer than this by a few taps is cut into pieces of this many."""
 
+_WORTH_PADDING = 1 << 19
+"""Multiply-adds of a dilated convolution from which copies cost less than oneDNN's own padding."""
+
 _WORTH_ONEDNN = 1 << 16
 """Elements of a matrix from which oneDNN's product with a few rows (8 to 64) beats MKL's."""
 
@@ -125,7 +128,8 @@ def _is_dilated(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> boo
     """Where the kernel reaches further than oneDNN's own padding, and its ∂x, are fast."""
     reach = geometry.dilation * (W.shape[2] - 1)
     ordinary = geometry.stride == 1 and not geometry.transposed and W.shape[1] > 1
-    return ordinary and geometry.dilation > 1 and TAPS < reach and geometry.padding <= reach and _eager_cpu(x)
+    far = geometry.dilation > 1 and TAPS < reach and geometry.padding <= reach
+    return ordinary and far and x.numel() * W[0].numel() >= _WORTH_PADDING and eager_cpu(x)
 
 
 def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
@@ -188,7 +192,7 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
 
 def leaves_gradients_to_torch(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Whether none of the other ways is for this convolution: autograd's own gradients are as fast, and right."""
-    ours = (_is_long, _is_depthwise, _has_few_inputs)
+    ours = (_is_long, _is_depthwise, _has_few_inputs, _is_dilated)
     if any(is_for(x, W, geometry) for is_for in ours) or _is_misread(x, geometry):
         return False
     return geometry.stride == 1 and W.shape[2] > 1

@@ -20,10 +20,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from audiolora.conv.factors import LowRank, as_kernel, inverse_norms, stored
-from audiolora.conv.fused import fused_conv1d, without_autocast
+from audiolora.conv.fused import fused_conv1d
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_project, lowrank_rows
-from audiolora.conv.native import convolve, input_gradient, weight_gradient
+from audiolora.conv.native import (
+    convolve,
+    input_gradient,
+    leaves_gradients_to_torch,
+    weight_gradient,
+    without_autocast,
+)
 from audiolora.conv.plan import Path, gradient_path
 
 
@@ -106,7 +112,12 @@ def each_conv1d(
 
     Arguments beside ``weights`` as in `stacked_conv1d`.
     """
-    return _EachConv1d.apply(x, weights, bias, geometry)
+    n, grouped = weights.shape[0], _in_groups(geometry, weights.shape[0])
+    if not leaves_gradients_to_torch(x, weights[0], grouped):
+        return _EachConv1d.apply(x, weights, bias, grouped)
+    if bias is not None:
+        bias = bias.to(x.dtype).expand(n, -1).reshape(-1)
+    return _unfold(convolve(_fold(x, n), weights.flatten(0, 1).to(x.dtype), bias, grouped), n)
 
 
 def stored_each(kernels: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
@@ -118,14 +129,14 @@ def stored_each(kernels: torch.Tensor, transposed_groups: int | None) -> torch.T
 
 
 class _EachConv1d(torch.autograd.Function):
-    """The batch as m samples of n times the channels, with n times the groups."""
+    """The batch as m samples of n times the channels, with n times the groups, which ``geometry`` has already."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
     ) -> torch.Tensor:
         n, flat = weights.shape[0], weights.flatten(0, 1).to(x.dtype)
-        ctx.geometry, ctx.n, ctx.dtype = _in_groups(geometry, n), n, weights.dtype
+        ctx.geometry, ctx.n, ctx.dtype = geometry, n, weights.dtype
         ctx.per_device_bias = bias is not None and bias.dim() == 2
         folded = _fold(x, n)
         ctx.save_for_backward(folded, flat)
@@ -240,12 +251,16 @@ def _spread_B(B: torch.Tensor, samples: int, groups: int) -> torch.Tensor:
 def _fold(x: torch.Tensor, n: int) -> torch.Tensor:
     """(m, n·C, L) of (n·m, C, L)."""
     samples, channels, length = x.shape
+    if samples == n:
+        return x.reshape(1, n * channels, length)
     return x.reshape(n, -1, channels, length).transpose(0, 1).reshape(samples // n, n * channels, length)
 
 
 def _unfold(y: torch.Tensor, n: int) -> torch.Tensor:
     """(n·m, C, L) of (m, n·C, L)."""
     m, channels, length = y.shape
+    if m == 1:
+        return y.reshape(n, channels // n, length)
     return y.reshape(m, n, channels // n, length).transpose(0, 1).reshape(n * m, channels // n, length)
 
 
