@@ -55,19 +55,22 @@ class StackedWeight(_Stacked):
     own: torch.Tensor | None
 
     @staticmethod
-    def make(base: torch.Tensor, adapted: Stack | torch.Tensor, samples: int) -> "StackedWeight":
+    def make(
+        base: torch.Tensor, adapted: Stack | torch.Tensor, samples: int, transposed_groups: int | None = None
+    ) -> "StackedWeight":
         """Wrap a weight.
 
         Args:
             base: W, stored as its module stores it.
             adapted: the factors of n devices, or their weights (n, *W.shape).
             samples: in the batch, the same number of each device.
+            transposed_groups: as in `Stack`, for weights of their own.
         """
         weight = base.detach().as_subclass(StackedWeight)
         stacked = isinstance(adapted, Stack)
         weight.stack, weight.own = (adapted, None) if stacked else (None, adapted)  # type: ignore[assignment]
         weight.base, weight.devices, weight.samples = base, len(adapted), samples
-        weight.transposed_groups = adapted.transposed_groups if isinstance(adapted, Stack) else None
+        weight.transposed_groups = adapted.transposed_groups if isinstance(adapted, Stack) else transposed_groups
         return weight
 
     def convolve(self, x: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry) -> torch.Tensor:

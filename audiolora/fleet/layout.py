@@ -5,6 +5,7 @@ is given back as it was.
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -139,7 +140,10 @@ def _read(model: PeftModel) -> Layout:
             f"{', '.join(strange)}: a fleet has no form of this tensor for each device (it has LoRA on Conv1d, "
             "ConvTranspose1d and Linear, such modules in modules_to_save, and biases); leave it out of the config"
         )
-    files = {value.data_ptr(): (key, value) for key, value in get_peft_model_state_dict(model).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*have invalid shape")  # PEFT takes lora_bias for a torn shard
+        state = get_peft_model_state_dict(model)
+    files = {value.data_ptr(): (key, value) for key, value in state.items()}
     slots, values, offset = [], [], 0
     for _, parameter in trained:
         key, value = files[parameter.data_ptr()]

@@ -80,7 +80,7 @@ class StackedLayer(WeightSpaceLayer):
         if self._weight is None:
             return tensor
         self.took_part = True
-        return StackedWeight.make(tensor, self._weight, self._batch)
+        return StackedWeight.make(tensor, self._weight, self._batch, self.transposed_groups)
 
     def detach_map(self) -> nn.Module:
         if parametrize.is_parametrized(self.base_layer):
