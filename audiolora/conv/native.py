@@ -292,9 +292,7 @@ def _input_gradient_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, 
     return dx
 
 
-def _input_gradient_dilated(
-    x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry
-) -> torch.Tensor:
+def _input_gradient_dilated(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     g, (out_channels, per_group, k) = geometry.groups, W.shape
     if 2 * geometry.dilation * (k - 1) > dy.shape[2]:
         return _input_gradient_far(x, W, dy, geometry)

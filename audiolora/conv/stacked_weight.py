@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from audiolora.conv.batched import PerSampleWeightError
-from audiolora.conv.native import without_autocast
 from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.native import without_autocast
 from audiolora.conv.plan import Path, gradient_path
 from audiolora.conv.stacked import Stack, each_conv1d, stacked_conv1d
 from audiolora.conv.weight import AdaptedWeight

@@ -28,9 +28,7 @@ class AdamW:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas!r}; try betas=(0.9, 0.999)")
         if self.eps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"eps and weight_decay must not be negative, got {self.eps!r} and {self.weight_decay!r}"
-            )
+            raise ValueError(f"eps and weight_decay must not be negative, got {self.eps!r} and {self.weight_decay!r}")
 
     @torch.no_grad()
     def step(

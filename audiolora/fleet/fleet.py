@@ -279,7 +279,9 @@ class Fleet:
     def _warn_of_bypassed(self) -> None:
         bypassed = tuple(path for path, layer in self._layers.items() if not layer.took_part)
         if bypassed:
-            message = f"{', '.join(bypassed[:8])}: adapted, but took no part in a forward, so nothing is learned there; "
+            message = (
+                f"{', '.join(bypassed[:8])}: adapted, but took no part in a forward, so nothing is learned there; "
+            )
             warnings.warn(BypassedModuleWarning(message + "leave them out of the config", bypassed), stacklevel=4)
 
     def _rows(self, ids: Sequence[str]) -> list[int]:
@@ -298,7 +300,9 @@ class Fleet:
             y = self.net(x)
         if not isinstance(y, torch.Tensor) or y.shape[:1] != x.shape[:1]:
             what = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise ValueError(f"a fleet's network maps a batch (N, …) to a tensor (N, …); here {tuple(x.shape)} → {what}")
+            raise ValueError(
+                f"a fleet's network maps a batch (N, …) to a tensor (N, …); here {tuple(x.shape)} → {what}"
+            )
         return y
 
     @contextmanager
@@ -336,4 +340,3 @@ def _put_in(net: nn.Module, layout: Layout) -> dict[str, StackedLayer]:
             layer.detach_map()
         raise
     return layers
-

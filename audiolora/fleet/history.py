@@ -35,8 +35,9 @@ class DeviceHistory:
 
     @property
     def gain(self) -> float:
-        """By how much the best validation loss is below the start's, as a share of it; NaN without validation."""
-        return 1 - self.best_loss / self.validation[0][1] if self.validation else math.nan
+        """By how much the best validation loss is below the start's, as a share of it; NaN without one."""
+        start = self.validation[0][1] if self.validation else math.nan
+        return 1 - self.best_loss / start if start else math.nan
 
 
 class History(Mapping[str, DeviceHistory]):

@@ -124,8 +124,9 @@ def read_layout(net: nn.Module, config: LoraConfig, seed: int) -> Layout:
             raise _Read
     except _Read:
         pass
-    if before is None:
-        net.__dict__.pop("peft_config", None)
+    finally:
+        if before is None:
+            net.__dict__.pop("peft_config", None)
     return found[0]
 
 

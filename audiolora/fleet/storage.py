@@ -119,4 +119,3 @@ def write_folder(folder: Path, files: Mapping[str, Any]) -> None:
         replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-

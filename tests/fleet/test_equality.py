@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.fleet.nets import TARGETS, Net, make_data, make_net, peft_model, train_alone
 from peft import LoraConfig
 from torch import nn
 
 import audiolora
+from tests.fleet.nets import TARGETS, Net, make_data, make_net, peft_model, train_alone
 
 IDS, COUNTS = ["a", "b", "c", "d"], [9, 6, 9, 3]
 CONFIGS: dict[str, dict[str, Any]] = {
