@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
 
 from audiolora.conv.geometry import ConvGeometry
@@ -38,6 +39,7 @@ def low_rank_cost(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -
     return 2 * r * (weight_shape[1] * g * k * geometry.stride + weight_shape[0])
 
 
+@lru_cache(maxsize=4096)
 def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> Path:
     """The cheaper way; arguments as in `low_rank_cost`.
 
