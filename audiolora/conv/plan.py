@@ -67,7 +67,7 @@ def training_overhead(weight_shape: Sequence[int], r: int, geometry: ConvGeometr
     return (low_rank_cost(weight_shape, r, geometry) if path is Path.LOW_RANK else dense) / (2 * dense)
 
 
-CACHE_BYTES = 3 << 20
+CACHE_BYTES = 4 << 20
 """Of one activation of a chunk of devices on CPU: a step's activations then come from the cache, and the allocator."""
 
 ACCELERATOR_BYTES = 256 << 20
@@ -85,7 +85,7 @@ def devices_at_once(activation_bytes: int, device_type: str) -> int:
 
     Example:
         >>> devices_at_once(4 * 64 * 192 * 4, "cpu")  # 4 samples of 64 channels, 192 long
-        16
+        21
     """
     whole = CACHE_BYTES if device_type == "cpu" else ACCELERATOR_BYTES
     return max(1, min(whole // max(1, activation_bytes), DEVICES_AT_MOST.get(device_type, 1024)))

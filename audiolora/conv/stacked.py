@@ -3,13 +3,13 @@
 The factors of n devices are stacked, A (n, r, C_in/g, k) and B (n, C_out, r), and the batch holds m samples of each
 device, device after device: x (n·m, C_in, L). Two forms, of which `conv.plan` says the cheaper:
 
-- shared: one convolution with W for everybody, then batched products with r rows. Forward z = A ∗ x, y += s·B·z; backward
-  ∂z = s·Bᵀ·∂y, ∂B = s·∂y·zᵀ, and the shifted copies of ∂z serve both ∂A = ∂z·xᵀ and what the low-rank path adds to ∂x.
-- each: a kernel a device, W + s·B·A, one convolution with a group for each sample, its dense ∂W projected on the factors.
-  Cheaper where r is not small against the channels of a group.
+- shared: one convolution with W for everybody, then batched products with r rows. Forward z = A ∗ x, y += s·B·z;
+  backward ∂z = s·Bᵀ·∂y, ∂B = s·∂y·zᵀ, and the shifted copies of ∂z serve both ∂A = ∂z·xᵀ and the low-rank path's ∂x.
+- each: a kernel a device, W + s·B·A, one convolution with a group for each device, its dense ∂W projected on the
+  factors. Cheaper where r is not small against the channels of a group.
 
-One device alone goes through the fused operator (`conv.fused`) in the place of the first. The alternative, ``torch.func.vmap`` over a functional
-network, batches every operation of the network and cannot choose.
+One device alone goes through the fused operator (`conv.fused`) in the place of the first. The alternative,
+``torch.func.vmap`` over a functional network, batches every operation of the network and cannot choose.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,7 @@ class History(Mapping[str, DeviceHistory]):
 
     def table(self) -> Table:
         """One row a device."""
-        table = Table(box=None if not self._devices else _box(), show_edge=False)
+        table = Table(box=box.SIMPLE, show_edge=False)
         table.add_column("device")
         for heading in ("steps", "last loss", "best validation", "at step", "gain"):
             table.add_column(heading, justify="right")
@@ -88,9 +89,3 @@ class History(Mapping[str, DeviceHistory]):
         with console.capture() as captured:
             console.print(self.table())
         return captured.get().rstrip("\n")
-
-
-def _box() -> object:
-    from rich import box
-
-    return box.SIMPLE
