@@ -307,6 +307,8 @@ class Fleet:
 
     @contextmanager
     def _devices(self, rows: torch.Tensor, batch: int) -> Iterator[None]:
+        if self.net.training:  # batch norm would mix devices
+            self.net.eval()
         parts = rows.split(self.layout.sizes, dim=1)
         parts = [part.view(-1, *slot.shape) for part, slot in zip(parts, self.layout.slots, strict=True)]
         try:
