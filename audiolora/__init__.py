@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from audiolora.adapting import adapt, lora_config
+    from audiolora.fleet import Fleet
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BypassedModuleWarning": "audiolora.layers.participation",
+    "Fleet": "audiolora.fleet",
     "adapt": "audiolora.adapting",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
@@ -32,6 +34,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "BypassedModuleWarning",
+    "Fleet",
     "adapt",
     "disable",
     "enable",
