@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft demo clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets demo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,9 +77,20 @@ test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environ
 test-peft: .venv-peft/.ready  ## PEFT's own tests of a convolution, with our layers in place
 	PEFT_SOURCES=$(abspath .venv-peft/sources) $(TEST_ENV) .venv-peft/bin/python -m pytest -s -m slow tests/peft_suite
 
+# Forecasting libraries that audiolora does not depend on, in an environment of their own that sees .venv's packages.
+.venv-nets/.ready: $(READY) tests/nets/requirements.txt
+	$(PYTHON) -m venv --clear .venv-nets
+	.venv-nets/bin/python -m pip install --quiet --no-deps -r tests/nets/requirements.txt
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-nets/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	@touch $@
+
+test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in their networks
+	$(TEST_ENV) .venv-nets/bin/python -m pytest -m "slow or not slow" tests/nets
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-peft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -72,12 +72,14 @@ def adapt(
     Enables audiolora's layers in PEFT (`enable`). The result is an ordinary ``PeftModel``.
 
     Args:
-        model: any ``nn.Module``; Whisper and the wav2vec2 family have presets that know their parts.
+        model: any ``nn.Module``; Whisper, the wav2vec2 family and transformers' forecasters have presets that know
+            their parts.
         method: ``"lora"`` (arXiv 2106.09685) or ``"dora"`` (arXiv 2402.09353).
         r: the rank, or a rank a target: ``{"conv": 32, "attention": 4}``.
-        targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"`` (conv + attention), or a list of these and of
-            module names. On a network without a preset ``"conv"`` is every ``nn.Conv1d`` and
-            ``nn.ConvTranspose1d``.
+        targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"`` (conv + attention; the forecasters without a
+            convolution have attention + ffn), or a list of these and of module names. On a network without a preset
+            ``"conv"`` is every ``nn.Conv1d`` and ``nn.ConvTranspose1d``; a module of another class that holds a
+            convolution's weight (`layers.any_convolution`) is adapted when it is named.
         alpha: the update is scaled by alpha / r (alpha / √r with ``use_rslora``); default 2·r everywhere.
         dropout: on the input of the low-rank path, in [0, 1).
         use_rslora: arXiv 2312.03732.

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
+from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.lora import LoraConv1d
 
 
@@ -102,17 +103,14 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
     base = layer.get_base_layer()
     ours = isinstance(layer, LoraConv1d)
     shape = tuple((layer.base_tensor() if ours else base.weight).shape)
-    geometry = ConvGeometry()
-    if isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
-        transposed = isinstance(base, nn.ConvTranspose1d)
-        geometry = ConvGeometry(base.stride[0], 0, base.dilation[0], base.groups, transposed)
+    geometry = _conv_geometry(base) if ours else ConvGeometry()
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
     return AdaptedModule(
         name=name,
         kind=type(base).__name__.removeprefix("Parametrized"),
-        geometry=_geometry(base, shape),
+        geometry=_geometry(base, shape, geometry if ours else None),
         method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
         r=layer.r[adapter],
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -129,16 +127,25 @@ def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:
     return [factor] if isinstance(factor, nn.Parameter) else list(factor.parameters())
 
 
-def _geometry(base: nn.Module, shape: tuple[int, ...]) -> str:
+def _conv_geometry(base: nn.Module) -> ConvGeometry:
+    """Of torch's convolutions, and of other classes as far as they say it by torch's names."""
+    said = (getattr(base, name, 1) for name in ("stride", "dilation"))
+    stride, dilation = (first(value) if isinstance(value, (int, tuple, list)) else 1 for value in said)
+    return ConvGeometry(stride, 0, dilation, channels_of(base).groups, isinstance(base, nn.ConvTranspose1d))
+
+
+def _geometry(base: nn.Module, shape: tuple[int, ...], geometry: ConvGeometry | None) -> str:
     """``80→384 k3 s2``: channels, kernel, and whatever is not the default."""
     if isinstance(base, nn.Embedding):
         return f"{shape[0]}→{shape[1]}"
-    if not isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
+    if geometry is None:
         return f"{shape[1]}→{shape[0]}"
-    parts = [f"{base.in_channels}→{base.out_channels}", f"k{base.kernel_size[0]}"]
-    settings = (("s", base.stride[0]), ("d", base.dilation[0]), ("g", base.groups))
+    channels = channels_of(base)
+    parts = [f"{channels.in_channels}→{channels.out_channels}", f"k{channels.kernel_size}"]
+    settings = (("s", geometry.stride), ("d", geometry.dilation), ("g", geometry.groups))
     parts += [f"{letter}{n}" for letter, n in settings if n != 1]
-    return " ".join(parts + ([] if base.padding_mode == "zeros" else [base.padding_mode]))
+    mode = getattr(base, "padding_mode", "zeros")
+    return " ".join(parts if mode == "zeros" else [*parts, str(mode)])
 
 
 def _grouped(rows: tuple[AdaptedModule, ...]) -> list[tuple[list[str], AdaptedModule]]:

@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from audiolora import all_or_nothing, fitting
+from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching, watch_participation
@@ -39,13 +40,17 @@ def _dispatch(
     if ".parametrizations." in name:
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
     layer = _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
-    if layer is None:  # ours is the last dispatcher
+    if layer is not None:
+        return layer
+    try:  # ours is the last dispatcher
+        channels_of(base)
+    except ValueError as error:
         raise ValueError(
             f"{name}: Target module {type(base).__name__} is not supported; an adapter fits nn.Conv1d, "
-            "nn.ConvTranspose1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d and nn.MultiheadAttention; "
-            "leave it out of target_modules"
-        )
-    return layer
+            "nn.ConvTranspose1d, nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention and modules with "
+            f"a convolution's weight, and {error}; leave it out of target_modules"
+        ) from error
+    return LoraConv1d(target, adapter_name, config=config, **kwargs)
 
 
 def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:

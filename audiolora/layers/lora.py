@@ -24,6 +24,7 @@ from torch import nn
 from audiolora.conv.batched import Adapter
 from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined
 from audiolora.conv.weight import FactoredWeight
+from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.interchange import mark
 
@@ -42,7 +43,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     """A convolution with LoRA or DoRA as a map on its weight.
 
     Args:
-        base_layer: an ``nn.Conv1d`` or ``nn.ConvTranspose1d`` or a subclass, whatever its constructor and its forward.
+        base_layer: an ``nn.Conv1d`` or ``nn.ConvTranspose1d`` or a subclass, whatever its constructor and its forward,
+            or any module with a convolution's weight (`layers.any_convolution`).
         adapter_name: PEFT's name for the first adapter.
         config: PEFT's ``LoraConfig``.
         r, lora_alpha: rank and alpha of this module, after ``rank_pattern`` and ``alpha_pattern``.
@@ -65,7 +67,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
             # PEFT does not know transposed convolutions' sizes; it does after the next line.
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             LoraLayer.__init__(self, base_layer)
-        self.in_features, self.out_features = self.get_base_layer().in_channels, self.get_base_layer().out_channels
+        channels = channels_of(self.get_base_layer())
+        self.in_features, self.out_features = channels.in_channels, channels.out_channels
         self._active_adapter = adapter_name
         self.path = kwargs.get("target_name") or type(base_layer).__name__
         try:
@@ -87,15 +90,15 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
         base = self.get_base_layer()
-        out_channels, in_per_group, kernel = base.out_channels, base.in_channels // base.groups, base.weight.shape[2]
+        channels, kernel = channels_of(base), base.weight.shape[2]
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         # Holders of the factors: never called, but named, typed and drawn as in PEFT.
-        self.lora_A[adapter_name] = nn.Conv1d(in_per_group, r, kernel, bias=False)
-        self.lora_B[adapter_name] = nn.Conv1d(r, out_channels, 1, bias=config.lora_bias)
+        self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, r, kernel, bias=False)
+        self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if config.use_dora:
@@ -234,7 +237,7 @@ def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str
         )
     if config.lora_bias and config.bias != "none":
         raise ValueError(f"{where}: lora_bias=True adapts the bias that bias={config.bias!r} trains; set bias='none'")
-    if config.lora_bias and getattr(base, "bias", None) is None:
+    if config.lora_bias and not isinstance(getattr(base, "bias", None), torch.Tensor):
         raise ValueError(
             f"{where}: lora_bias=True needs a convolution with a bias, and this one has none; "
             "set lora_bias=False or leave the module out of target_modules"

@@ -2,11 +2,13 @@
 
 from torch import nn
 
+from audiolora.presets.patches import PATCHTSMIXER, PATCHTST
 from audiolora.presets.preset import GROUPS, Preset, resolve_targets, target_modules
+from audiolora.presets.series_transformers import SERIES_TRANSFORMERS
 from audiolora.presets.wav2vec2 import WAV2VEC2, WAVLM
 from audiolora.presets.whisper import WHISPER
 
-PRESETS: tuple[Preset, ...] = (WHISPER, WAV2VEC2, WAVLM)
+PRESETS: tuple[Preset, ...] = (WHISPER, WAV2VEC2, WAVLM, SERIES_TRANSFORMERS, PATCHTST, PATCHTSMIXER)
 
 
 def preset_for(model: nn.Module) -> Preset | None:

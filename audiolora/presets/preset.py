@@ -9,8 +9,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from audiolora.layers.any_convolution import channels_of, has_convolution_weight
+
 GROUPS = ("conv", "attention", "ffn")
-"""Names for kinds of modules that a preset knows; ``"both"`` is conv + attention."""
+"""Names for kinds of modules that a preset knows."""
+
+BOTH = ("conv", "attention")
+"""What ``targets="both"`` means, unless the family's preset says otherwise."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 """What audiolora's own layers adapt."""
@@ -28,6 +33,7 @@ class Preset:
         model_types: transformers' ``config.model_type`` values that it serves.
         groups: group name → module-name suffixes, as PEFT's ``target_modules`` takes them.
         refused: which of the groups cannot be adapted here → why, and what to do instead.
+        both: the groups that ``targets="both"`` means here; those without a module in a model are left out.
         example_inputs: config → keyword arguments for a forward pass on the smallest sensible input.
     """
 
@@ -36,16 +42,17 @@ class Preset:
     groups: Mapping[str, tuple[str, ...]]
     example_inputs: Callable[[Any], dict[str, torch.Tensor]]
     refused: Mapping[str, str] = field(default_factory=dict)
+    both: tuple[str, ...] = BOTH
 
     def __post_init__(self) -> None:
         unknown = set(self.groups) - set(GROUPS)
         if unknown:
             raise ValueError(f"{self.family}: unknown groups {sorted(unknown)}; a preset may define {GROUPS}")
-        undefined = set(self.refused) - set(self.groups)
-        if undefined:
-            raise ValueError(
-                f"{self.family}: refuses {sorted(undefined)}, which are none of its groups {list(self.groups)}"
-            )
+        for what, named in (("refuses", self.refused), ("means by 'both'", self.both)):
+            if undefined := set(named) - set(self.groups):
+                raise ValueError(
+                    f"{self.family}: {what} {sorted(undefined)}, which are none of its groups {list(self.groups)}"
+                )
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -77,24 +84,35 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str], preset: Pres
     Raises:
         ValueError: a target that matches nothing, that the preset refuses, or that is a layer no adapter fits.
     """
-    asked = ["conv", "attention"] if targets == "both" else [targets] if isinstance(targets, str) else list(targets)
+    both = preset.both if preset else BOTH
+    asked = list(both) if targets == "both" else [targets] if isinstance(targets, str) else list(targets)
     if not asked:
         raise ValueError("targets is empty; name a group such as 'conv', or modules such as ['conv1', 'q_proj']")
     resolved = {target: _names(model, target, preset) for target in asked}
-    if targets == "both" and preset is None:
+    if targets == "both":
         resolved = {target: names for target, names in resolved.items() if names}
+    else:  # "conv" may also be what a module is called
+        resolved = {target: names or _called(model, target) for target, names in resolved.items()}
     missing = [target for target, names in resolved.items() if not names]
     if missing or not resolved:
         raise ValueError(_nothing_matches(model, missing or asked, preset))
     _check_refused(model, resolved, preset)
     modules = modules_of(model)
     for name in dict.fromkeys(name for names in resolved.values() for name in names):
-        if not isinstance(modules[name], ADAPTABLE):
-            raise ValueError(
-                f"{name}: no adapter fits a {type(modules[name]).__name__}; "
-                f"targets may be {', '.join(kind.__name__ for kind in ADAPTABLE)}"
-            )
+        _check_adaptable(name, modules[name])
     return resolved
+
+
+def _check_adaptable(name: str, module: nn.Module) -> None:
+    if isinstance(module, ADAPTABLE):
+        return
+    try:
+        channels_of(module)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: no adapter fits a {type(module).__name__}; targets may be "
+            f"{', '.join(kind.__name__ for kind in ADAPTABLE)} and modules with a convolution's weight; {error}"
+        ) from error
 
 
 def _check_refused(model: nn.Module, resolved: Mapping[str, Sequence[str]], preset: Preset | None) -> None:
@@ -118,15 +136,49 @@ def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
     return matching(model, target)
 
 
+def _called(model: nn.Module, name: str) -> list[str]:
+    """The modules of this name that an adapter fits."""
+    modules = modules_of(model)
+    fits = (each for each in matching(model, name) if isinstance(modules[each], ADAPTABLE))
+    return [*fits, *(each for each in matching(model, name) if has_convolution_weight(modules[each]))]
+
+
 def _nothing_matches(model: nn.Module, missing: list[str], preset: Preset | None) -> str:
+    modules = modules_of(model)
+    if "conv" in missing and not any(isinstance(module, CONVOLUTIONS) for module in modules.values()):
+        return _no_convolution(type(model).__name__, modules)
     known = (
         f"the groups {', '.join(g for g in preset.groups if g not in preset.refused)}" if preset else "the group conv"
     )
-    leaves = {re.sub(r".*\.", "", name) for name, module in modules_of(model).items() if isinstance(module, ADAPTABLE)}
+    leaves = {re.sub(r".*\.", "", name) for name, module in modules.items() if isinstance(module, ADAPTABLE)}
     return (
         f"targets {missing} match no module of {type(model).__name__}; "
         f"it has {known} and modules named {', '.join(sorted(leaves)) or '(none that can be adapted)'}"
     )
+
+
+def _no_convolution(model: str, modules: Mapping[str, nn.Module]) -> str:
+    """Says so, and names what could be a target instead."""
+    kinds: list[tuple[str, Callable[[nn.Module], bool]]] = [
+        ("modules of its own with a convolution's weight, adapted when they are named", has_convolution_weight),
+        ("Conv2d and Conv3d modules, which are left to PEFT's layers", lambda m: isinstance(m, (nn.Conv2d, nn.Conv3d))),
+        ("Linear modules", lambda m: isinstance(m, nn.Linear)),
+    ]
+    found = {kind: [name for name, module in modules.items() if fits(module)] for kind, fits in kinds}
+    said = [f"{kind}: {_few(names)}" for kind, names in found.items() if names]
+    if not said:
+        return f"{model} has no nn.Conv1d and no nn.ConvTranspose1d, and nothing else in it can be adapted"
+    example = [re.sub(r".*\.(?=[^.]*[^.0-9])", "", name) for name in next(filter(None, found.values()))]
+    return (
+        f"{model} has no nn.Conv1d and no nn.ConvTranspose1d; targets could be its {'; '.join(said)}. Name them: "
+        f"targets={list(dict.fromkeys(example))[:2]}"
+    )
+
+
+def _few(names: Sequence[str], shown: int = 12) -> str:
+    """The names, a few of them if there are many."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def target_modules(model: nn.Module, names: Sequence[str]) -> list[str] | str:

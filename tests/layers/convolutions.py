@@ -78,6 +78,20 @@ class ChoppedTransposed(nn.ConvTranspose1d):
         return super().forward(input)[..., : -(self.kernel_size[0] - self.stride[0])]
 
 
+class OfItsOwn(nn.Module):
+    """No nn.Conv1d: a weight, a bias and ``F.conv1d``, and of its settings two numbers (neuralforecast's BiTCN)."""
+
+    def __init__(self, n_in: int, n_out: int, k: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in // groups, k) / 4)
+        self.bias = nn.Parameter(torch.randn(n_out) / 4)
+        self.dilation, self.groups = dilation, groups
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(input, ((self.weight.shape[2] - 1) * self.dilation, 0))
+        return F.conv1d(padded, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+
+
 def standardised(W: torch.Tensor) -> torch.Tensor:
     flat = W.flatten(1)
     return ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)).view_as(W)
@@ -139,7 +153,8 @@ class Convolution:
     @property
     def in_per_group(self) -> int:
         conv = self.build()
-        return conv.in_channels // conv.groups
+        transposed = isinstance(conv, nn.ConvTranspose1d)
+        return conv.in_channels // conv.groups if transposed else base_weight(conv).shape[1]
 
     def stored(self, kernel: torch.Tensor) -> torch.Tensor:
         """A kernel (C_out, C_in/g, k) as this convolution stores it."""
@@ -196,6 +211,14 @@ def _row(name: str, reference: Reference, *arguments: Any, wrap: Any = None, cls
 
     return Convolution(name, build, reference, **kept)
 
+
+OF_THEIR_OWN: tuple[Convolution, ...] = (
+    _row("a class of its own", padded(4, 0, dilation=2), 3, cls=OfItsOwn, dilation=2),
+    _row("a class of its own, groups 2", padded(2, 0, groups=2), 3, cls=OfItsOwn, groups=2),
+    _row("a class of its own, weight_norm", padded(2, 0), 3, cls=OfItsOwn, wrap=weight_norm),
+    _row("a class of its own, old weight_norm", padded(2, 0), 3, cls=OfItsOwn, wrap=old_weight_norm),
+)
+"""Modules that are no convolution of torch's: what PEFT refuses by its class, so no row beside it."""
 
 CONVOLUTIONS: tuple[Convolution, ...] = (
     _row("plain", conv(padding=1), 3, padding=1),
@@ -307,7 +330,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 CELLS = [
     pytest.param(row, method, id=f"{row.name}-{method}")
-    for row in CONVOLUTIONS
+    for row in (*CONVOLUTIONS, *OF_THEIR_OWN)
     for method in METHODS
     if not (row.name == "no bias" and method == "lora_bias")  # an error, tested by itself
 ]
