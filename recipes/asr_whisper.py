@@ -79,7 +79,7 @@ def main(
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.run import open_run
+    from audiolora.run import open_run
     from audiolora.speech.split import keep_split, split_by_text
     from audiolora.speech.training import this_process, train_whisper
     from audiolora.speech.weights import load_whisper

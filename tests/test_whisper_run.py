@@ -19,7 +19,7 @@ from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance
 from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.run import Run, open_run
+from audiolora.run import Run, open_run
 
 REFERENCES = ["press one now", "goodbye"]
 SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from audiolora.inspection import Inspection
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
-    from audiolora.speech.run import Run
+    from audiolora.run import Run
     from audiolora.speech.weights import LoadedWhisper
 
 
