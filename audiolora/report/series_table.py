@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from audiolora.report.series import ModelRow
 
+_LABEL_WIDTH = 21  # what an 80-column terminal leaves beside the figures
+
 
 def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
     """MASE of each model, 80 columns wide at most; the lowest stands in bold.
@@ -31,8 +33,8 @@ def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
     if not rows:
         raise ValueError("a table of models needs at least one row, got none")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left", caption_style="dim")
-    table.add_column("", no_wrap=True, max_width=24, overflow="ellipsis")
-    for heading in ("trained", "MASE [95 %]", "better", "with fallback", "own/sh/base"):
+    table.add_column("", no_wrap=True, max_width=_LABEL_WIDTH, overflow="ellipsis")
+    for heading in ("trained", "MASE [95 %]", "better", "fallback", "o/s/b"):
         table.add_column(heading, justify="right", no_wrap=True)
     best = min(row.mase for row in rows)
     for row in rows:
@@ -40,7 +42,7 @@ def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
         table.add_row(
             Text(row.model),
             "–" if row.trained is None else f"{row.trained:,}",
-            Text(f"{row.mase:.3f} [{row.low:.3f}, {row.high:.3f}]"),
+            Text(f"{row.mase:.3f} [{row.low:.2f}, {row.high:.2f}]"),
             "–" if row.wins is None else f"{row.wins}/{devices}",
             "–" if row.fallback is None else f"{row.fallback:.3f}",
             own,
@@ -48,8 +50,8 @@ def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
         )
     table.caption = (
         "better: devices with a smaller error than the frozen base's\n"
-        "with fallback: each device by what was best on its own validation days; own/sh/base: how many go on with\n"
-        "their own adapter, with the one that all new devices share, with the base"
+        "fallback: with fallback, each device by what was best on its validation days\n"
+        "o/s/b: devices that use their own adapter / the one they share / the base"
     )
     return table
 
