@@ -13,12 +13,12 @@ interrupted: devices that are done are not trained again.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
-from audiolora.series.settings import AdaptSettings, BaseSettings
+from audiolora.series.settings import AdaptSettings, BaseSettings, FileSettings
 
 app = App(help=__doc__, help_format="plaintext")
 Method = Literal["head", "bias", "full", "lora", "lora+head+bias", "dora"]
@@ -41,11 +41,7 @@ def main(
     compare: tuple[Method, ...] = ALL,
     base: Annotated[BaseSettings, Parameter(name="*")] = BaseSettings(),  # noqa: B008
     adapt: Annotated[AdaptSettings, Parameter(name="*")] = AdaptSettings(),  # noqa: B008
-    id_column: str = "unique_id",
-    time_column: str = "ds",
-    target_column: str = "y",
-    time_zone: str = "UTC",
-    drop_bad: bool = False,
+    file: Annotated[FileSettings, Parameter(name="*")] = FileSettings(),  # noqa: B008
     name: str = "series",
     out: Path = Path("runs"),
     fresh: bool = False,
@@ -67,11 +63,6 @@ def main(
         end: last stamp to score, such as 2017-03-01; by default the end of the data.
         method: the one whose adapters are kept for `audiolora forecast`.
         compare: the methods to train; with fewer it is done sooner.
-        id_column: column of the file that names the device.
-        time_column: column with the stamps.
-        target_column: column with the measurements.
-        time_zone: zone the devices live by, for hour and weekday as inputs, such as Europe/Paris.
-        drop_bad: leave devices out that cannot be used, each named with its reason, instead of stopping.
         name: of the run; everything goes to OUT/NAME.
         out: folder of runs.
         fresh: delete the run of this name and begin anew.
@@ -85,7 +76,7 @@ def main(
     from audiolora.series.calendar import CALENDAR
     from audiolora.series.checks import check, keep_good
     from audiolora.series.deployment import deploy
-    from audiolora.series.device_results import device_folder, read_device, run_device
+    from audiolora.series.device_results import device_folder, run_device
     from audiolora.series.fleets import open_fleet
     from audiolora.series.forecaster import Forecaster
     from audiolora.series.nets import base_network
@@ -95,51 +86,51 @@ def main(
     console, methods = Console(), tuple(dict.fromkeys((*compare, method)))
     asked = dict[str, object](data=data, freq=freq, seasonality=seasonality, shift=shift, base_column=base_column)
     asked |= {"unseen": unseen, "history_days": history_days, "test_days": test_days, "end": end, "method": method}
-    asked |= {"compare": methods, "id_column": id_column, "time_column": time_column, "target_column": target_column}
-    asked |= {"time_zone": time_zone, "drop_bad": drop_bad, **asdict(base), **asdict(adapt)}
+    asked |= {"compare": methods, **asdict(base), **asdict(adapt), **asdict(file)}
     run = open_run(out / name, asked, fresh=fresh)
     if run.finished:
         return series_run.show(run)
 
     # The fleet, checked device by device before anything is trained; then what is new about the devices to come.
-    columns = {"id_col": id_column, "time_col": time_column, "target_col": target_column}
-    fleet = open_fleet(data, freq=freq, seasonality=seasonality, **columns)
+    fleet = open_fleet(data, freq=freq, seasonality=seasonality, columns=file.columns)
     findings = check(fleet.frame, freq=fleet.freq, lookback=base.lookback, horizon=base.horizon)
     console.print(findings.rich_table())
-    if not drop_bad:
+    if not file.drop_bad:
         findings.raise_if_bad()
     good = keep_good(fleet.frame, findings)
     world = apply_shift(shift, good, freq=fleet.freq, seasonality=fleet.seasonality, base_column=base_column)
-    spans = {"history_days": history_days, "test_days": test_days, "end": end}
+    spans: dict[str, Any] = {"history_days": history_days, "test_days": test_days, "end": end}
     plan = deploy(world.deployed, unseen=unseen, away=world.away, seed=adapt.seed, **spans)
     run.write("split.json", plan.to_dict() | {"freq": world.deployed_freq, "seasonality": world.seasonality})
     console.print(f"[bold]{world.what}[/]\n{len(plan.learned)} devices to learn from until {plan.base_until}, ", end="")
     console.print(f"{len(plan.unseen)} new ones, adapted at {plan.adapted_at}")
 
     # The base, on the devices to learn from; it forecasts from y and the calendar.
-    spare = {"lookback": base.lookback, "horizon": base.horizon, "known": CALENDAR}
-    frozen = Forecaster(base_network(run.settings), freq=world.learned_freq, **spare)
-    known = series_run.inputs(world.learned, plan.learned, time_zone)
-    taught = {"epochs": base.base_epochs, "lr": base.base_lr, "stride": base.base_stride, "seed": adapt.seed}
-    epochs = frozen.fit(known, until=plan.base_until, val="28D", out=run.training, **taught)
+    reads: dict[str, Any] = {"lookback": base.lookback, "horizon": base.horizon, "known": CALENDAR}
+    frozen = Forecaster(base_network(run.settings), freq=world.learned_freq, **reads)
+    known = series_run.inputs(world.learned, plan.learned, file.time_zone)
+    taught: dict[str, Any] = {"epochs": base.base_epochs, "lr": base.base_lr, "stride": base.base_stride}
+    epochs = frozen.fit(known, until=plan.base_until, val=base.base_val, seed=adapt.seed, out=run.training, **taught)
     frozen.save(run.folder / "base")
 
     # What is new about all new devices at once: an adapter that they share, a method.
     deployed = frozen.over(frozen.net, freq=world.deployed_freq)
-    rows = series_run.inputs(world.deployed, plan.unseen, time_zone)
+    rows = series_run.inputs(world.deployed, plan.unseen, file.time_zone)
     history = rows[(rows["ds"] > plan.history_after) & (rows["ds"] <= plan.adapted_at)]
-    shared = dict.fromkeys(methods)
+    shared: dict[str, Forecaster | None] = dict.fromkeys(methods)
     if adapt.start == "fleet" and len(plan.unseen) > 1:
         for one in track(methods, description="shared adapters", console=console):
-            shared[one] = adapted(deployed, history, one, adapt, out=run.training / f"shared {one}").forecaster
-        shared[method].save(run.folder / "shared")
+            found = adapted(deployed, history, one, adapt, out=run.training / f"shared {one}").forecaster
+            if one == method:
+                found.save(run.folder / "shared")
+            shared[one] = found
 
     # Each of them: every method from its own history on, scored at the same cutoffs.
     results = []
     for unique_id in track(plan.unseen, description="devices", console=console):
         folder, own = device_folder(run.folder, unique_id), rows[rows["unique_id"] == unique_id]
-        run_device(deployed, own, plan, shared, adapt, keep=method, seasonality=world.seasonality, folder=folder)
-        results.append(read_device(folder))
+        told: dict[str, Any] = {"keep": method, "seasonality": world.seasonality, "folder": folder}
+        results.append(run_device(deployed, own, plan, shared, adapt, **told))
 
     # What the run leaves.
     series_run.leave(series_run.Outcome(run, fleet, world, plan, frozen, epochs, results))

@@ -204,6 +204,6 @@ def _drawn(outcome: Outcome, table: pd.DataFrame, caption: str) -> DeviceForecas
     known = outcome.world.deployed
     past = known[(known["unique_id"] == unique_id) & (known["ds"] <= cutoff)]
     past = past[past["ds"] > cutoff - pd.Timedelta(days=_PAST_DAYS)]
-    hours = [((part["ds"] - cutoff) / pd.Timedelta("1h")).to_numpy(np.float64) for part in (past, ahead)]
-    values = [ahead[name].to_numpy(np.float64) for name in ("y", FROZEN, method)]
-    return DeviceForecast(unique_id, hours[0], past["y"].to_numpy(np.float64), hours[1], *values, caption)
+    past_h, ahead_h = (((part["ds"] - cutoff) / pd.Timedelta("1h")).to_numpy(np.float64) for part in (past, ahead))
+    y, before, after = (ahead[name].to_numpy(np.float64) for name in ("y", FROZEN, method))
+    return DeviceForecast(unique_id, past_h, past["y"].to_numpy(np.float64), ahead_h, y, before, after, caption)

@@ -51,7 +51,7 @@ def rows_of(seen: Windows, rows: np.ndarray) -> Windows:
 def joined(parts: Sequence[Windows]) -> Windows:
     """Windows behind one another, at least one part; the counts are those of the first."""
     arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}
-    per_window = {name: np.concatenate(v) for name, v in arrays.items() if isinstance(v[0], np.ndarray)}
+    per_window: dict[str, Any] = {name: np.concatenate(v) for name, v in arrays.items() if isinstance(v[0], np.ndarray)}
     return replace(parts[0], **per_window)
 
 

@@ -66,8 +66,8 @@ def run_device(
     keep: str,
     seasonality: int,
     folder: Path,
-) -> None:
-    """Adapt to one device in every way, score all at the same cutoffs, and write its folder; a device done is skipped.
+) -> DeviceResult:
+    """Adapt to one device in every way, forecast from the same cutoffs, and write its folder; one that is done is read.
 
     The cutoffs lie ``horizon + 1`` steps apart, so that they go round the hours of a day.
 
@@ -84,8 +84,8 @@ def run_device(
     Raises:
         ValueError: the device cannot be adapted to or scored; the message begins with its id.
     """
-    if read_device(folder) is not None:
-        return
+    if (done := read_device(folder)) is not None:
+        return done
     unique_id = str(rows["unique_id"].iloc[0])
     rows = rows[(rows["ds"] > plan.history_after) & (rows["ds"] <= plan.scored_until)]
     history = rows[rows["ds"] <= plan.adapted_at]
@@ -103,6 +103,7 @@ def run_device(
         raise ValueError(f"device {unique_id}: {error}") from error
     facts = {method: method_facts(one) for method, one in adapted.items()}
     write_device(folder, DeviceResult(unique_id, forecasts, facts), adapted[keep])
+    return DeviceResult(unique_id, forecasts, facts)
 
 
 def method_facts(adapted: Adapted) -> dict[str, Any]:

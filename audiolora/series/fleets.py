@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,12 @@ def fetch_fleet(name: str = "citylearn", *, log: Log = print) -> SensorFleet:
 
 
 def open_fleet(
-    data: str, *, freq: Any = None, seasonality: int | None = None, log: Log = print, **columns: str
+    data: str,
+    *,
+    freq: Any = None,
+    seasonality: int | None = None,
+    columns: Mapping[str, Any] | None = None,
+    log: Log = print,
 ) -> SensorFleet:
     """A fleet by its name, or from a file of the user's own; nothing is checked yet but the columns.
 
@@ -104,8 +109,8 @@ def open_fleet(
         data: a name that `fetch_fleet` knows, or a CSV or Parquet file, long or wide.
         freq: the step; by default the fleet's, or the most frequent one in the file.
         seasonality: steps a season has; by default those of a day.
-        log: as in `fetch_fleet`.
         columns: ``id_col``, ``time_col``, ``target_col`` of a file, as in `frames.read`.
+        log: as in `fetch_fleet`.
 
     Returns:
         The fleet; rows of a file that cannot be read are left for `checks.check` to report.
@@ -119,7 +124,7 @@ def open_fleet(
     path = Path(data).expanduser()
     if not path.is_file():
         raise ValueError(f"--data {data}: no such file, and no fleet to fetch; those are {', '.join(FLEETS)}")
-    frame = read(path, errors="report", **columns)
+    frame = read(path, errors="report", **(columns or {}))
     stamps = [rows["ds"].dropna().to_numpy("datetime64[ns]") for _, rows in frame.groupby("unique_id")]
     step = freq_name(freq) if freq is not None else infer_freq(stamps)
     if step is None:

@@ -7,6 +7,30 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class FileSettings:
+    """How a file of sensor histories is read.
+
+    Args:
+        id_column: column that names the device.
+        time_column: column with the stamps.
+        target_column: column with the measurements.
+        time_zone: zone the devices live by, for hour and weekday as inputs, such as Europe/Paris.
+        drop_bad: leave devices out that cannot be used, each named with its reason, instead of stopping.
+    """
+
+    id_column: str = "unique_id"
+    time_column: str = "ds"
+    target_column: str = "y"
+    time_zone: str = "UTC"
+    drop_bad: bool = False
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """As `frames.read` takes them."""
+        return {"id_col": self.id_column, "time_col": self.time_column, "target_col": self.target_column}
+
+
+@dataclass(frozen=True)
 class BaseSettings:
     """The base, and how it is trained.
 
@@ -17,6 +41,7 @@ class BaseSettings:
         base_epochs: passes over the windows of the devices it learns from.
         base_lr: peak learning rate.
         base_stride: steps from one of these windows to the next.
+        base_val: how much of their time, at its end, chooses the epoch: a fraction, or a timedelta such as 28D.
 
     Raises:
         ValueError: a number out of its range.
@@ -28,6 +53,7 @@ class BaseSettings:
     base_epochs: int = 5
     base_lr: float = 2e-3
     base_stride: int = 6
+    base_val: float | str = 0.1
 
     def __post_init__(self) -> None:
         for name in ("lookback", "horizon", "channels", "base_epochs", "base_stride"):

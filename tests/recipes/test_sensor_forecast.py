@@ -28,7 +28,7 @@ from audiolora.series.frames import read
 from audiolora.series.metrics import score
 from audiolora.series.nets import base_network
 from audiolora.series.problems import SeriesError
-from audiolora.series.settings import AdaptSettings, BaseSettings
+from audiolora.series.settings import AdaptSettings, BaseSettings, FileSettings
 from tests.series.tiny_fleet import fleet
 from tests.test_report import Page
 
@@ -166,7 +166,7 @@ def test_bad_devices_stop_the_run_or_are_dropped_where_asked(recipe, tmp_path):
         recipe(**asked)
     assert not (tmp_path / "runs" / "tiny" / "split.json").exists()
     with pytest.raises(ValueError, match="unseen must leave a device to learn from: 1 to 2 of 3, got 3"):
-        recipe(**{**asked, "unseen": 3, "drop_bad": True})
+        recipe(**{**asked, "unseen": 3, "file": FileSettings(drop_bad=True)})
 
 
 @pytest.mark.slow
