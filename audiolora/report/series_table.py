@@ -34,7 +34,7 @@ def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
         raise ValueError("a table of models needs at least one row, got none")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left", caption_style="dim")
     table.add_column("", no_wrap=True, max_width=_LABEL_WIDTH, overflow="ellipsis")
-    for heading in ("trained", "MASE [95 %]", "better", "fallback", "o/s/b"):
+    for heading in ("trained", "MASE [95 %]", "wins", "fallback", "o/s/b"):
         table.add_column(heading, justify="right", no_wrap=True)
     best = min(row.mase for row in rows)
     for row in rows:
@@ -49,7 +49,7 @@ def models_table(rows: Sequence[ModelRow], devices: int) -> Table:
             style="bold" if row.mase == best and len(rows) > 1 else None,
         )
     table.caption = (
-        "better: devices with a smaller error than the frozen base's\n"
+        "wins: devices with a smaller error than the frozen base's\n"
         "fallback: with fallback, each device by what was best on its validation days\n"
         "o/s/b: devices that use their own adapter / the one they share / the base"
     )
