@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets demo clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets demo demo-series clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,10 @@ test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in the
 
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
+
+# Networks this small gain nothing from a second thread, and on a busy machine lose much by it.
+demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
 
 clean:  ## remove the environments and the caches; runs/ stays
 	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
