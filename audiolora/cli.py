@@ -106,7 +106,7 @@ def inspect(run: Path, /) -> None:
 
     from audiolora.report.adapter_table import CONFIG_FILE
     from audiolora.report.run_facts import print_adapter, print_run
-    from audiolora.speech.run import read_run
+    from audiolora.run import read_run
 
     if (run / CONFIG_FILE).is_file():
         return print_adapter(run, Console())

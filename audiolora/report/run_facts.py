@@ -13,7 +13,7 @@ from audiolora.speech.adapter import INFO_FILE, read_info
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audiolora.speech.run import Run
+    from audiolora.run import Run
 
 Facts = list[tuple[str, str]]
 
