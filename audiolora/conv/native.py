@@ -159,6 +159,13 @@ def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geomet
     return torch.convolution(x, W, bias, *_arguments(geometry))
 
 
+def convolve_plainly(
+    x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
+) -> torch.Tensor:
+    """`convolve` for what `leaves_gradients_to_torch`, which has looked at the other ways already."""
+    return torch.convolution(x, W, bias, *_arguments(geometry))
+
+
 def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     """∂x (N, C_in, L) from ∂y (N, C_out, L_out); of x only the shape counts."""
     if _is_pointwise(dy, W, geometry):

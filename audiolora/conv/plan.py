@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
 
 from audiolora.conv.geometry import ConvGeometry
@@ -38,6 +39,7 @@ def low_rank_cost(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -
     return 2 * r * (weight_shape[1] * g * k * geometry.stride + weight_shape[0])
 
 
+@lru_cache(maxsize=4096)
 def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> Path:
     """The cheaper way; arguments as in `low_rank_cost`.
 
@@ -65,7 +67,7 @@ def training_overhead(weight_shape: Sequence[int], r: int, geometry: ConvGeometr
     return (low_rank_cost(weight_shape, r, geometry) if path is Path.LOW_RANK else dense) / (2 * dense)
 
 
-CACHE_BYTES = 3 << 20
+CACHE_BYTES = 4 << 20
 """Of one activation of a chunk of devices on CPU: a step's activations then come from the cache, and the allocator."""
 
 ACCELERATOR_BYTES = 256 << 20
@@ -83,7 +85,7 @@ def devices_at_once(activation_bytes: int, device_type: str) -> int:
 
     Example:
         >>> devices_at_once(4 * 64 * 192 * 4, "cpu")  # 4 samples of 64 channels, 192 long
-        16
+        21
     """
     whole = CACHE_BYTES if device_type == "cpu" else ACCELERATOR_BYTES
     return max(1, min(whole // max(1, activation_bytes), DEVICES_AT_MOST.get(device_type, 1024)))

@@ -3,13 +3,13 @@
 The factors of n devices are stacked, A (n, r, C_in/g, k) and B (n, C_out, r), and the batch holds m samples of each
 device, device after device: x (n·m, C_in, L). Two forms, of which `conv.plan` says the cheaper:
 
-- shared: one convolution with W for everybody, then batched products with r rows. Forward z = A ∗ x, y += s·B·z; backward
-  ∂z = s·Bᵀ·∂y, ∂B = s·∂y·zᵀ, and the shifted copies of ∂z serve both ∂A = ∂z·xᵀ and what the low-rank path adds to ∂x.
-- each: a kernel a device, W + s·B·A, one convolution with a group for each sample, its dense ∂W projected on the factors.
-  Cheaper where r is not small against the channels of a group.
+- shared: one convolution with W for everybody, then batched products with r rows. Forward z = A ∗ x, y += s·B·z;
+  backward ∂z = s·Bᵀ·∂y, ∂B = s·∂y·zᵀ, and the shifted copies of ∂z serve both ∂A = ∂z·xᵀ and the low-rank path's ∂x.
+- each: a kernel a device, W + s·B·A, one convolution with a group for each device, its dense ∂W projected on the
+  factors. Cheaper where r is not small against the channels of a group.
 
-One device alone goes through the fused operator (`conv.fused`). The alternative, ``torch.func.vmap`` over a functional
-network, batches every operation of the network and cannot choose.
+One device alone goes through the fused operator (`conv.fused`) in the place of the first. The alternative,
+``torch.func.vmap`` over a functional network, batches every operation of the network and cannot choose.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_project, lowrank_rows
 from audiolora.conv.native import (
     convolve,
+    convolve_plainly,
     input_gradient,
     leaves_gradients_to_torch,
     weight_gradient,
@@ -57,7 +58,7 @@ class Stack:
     def weights(self, W: torch.Tensor) -> torch.Tensor:
         """W' (n, C_out, C_in/g, k): a kernel for every device, by autograd."""
         kernel = as_kernel(W, self.transposed_groups)
-        flat = kernel.flatten(1).to(self.A.dtype).expand(len(self), -1, -1)
+        flat = kernel.flatten(1)[None] if W.dtype == self.A.dtype else kernel.flatten(1)[None].to(self.A.dtype)
         V = torch.baddbmm(flat, self.B, self.A.flatten(2), alpha=self.scaling)
         if self.magnitude is not None:
             V = V * (self.magnitude * self.inverse_norms(W))[:, :, None]
@@ -92,13 +93,13 @@ def stacked_conv1d(
     """
     if W.requires_grad:
         raise ValueError("the base weight requires a gradient, which a fleet's operator does not give; freeze it")
-    n = len(stack)
-    if n == 1:
+    path = gradient_path(W.shape, stack.A.shape[1], geometry)
+    if len(stack) == 1 and not (path is Path.DENSE and geometry.transposed_groups is None):
         magnitude = None if stack.magnitude is None else stack.magnitude[0]
         term = LowRank(stack.A[0], stack.B[0], stack.scaling, stack.transposed_groups)
         alone = bias[0] if bias is not None and bias.dim() == 2 else bias
         return fused_conv1d(x, W, alone, term, geometry, magnitude)
-    if gradient_path(W.shape, stack.A.shape[1], geometry) is Path.DENSE:
+    if path is Path.DENSE:
         V = stack.weights(W)
         return each_conv1d(x, stored_each(V, stack.transposed_groups), bias, geometry)
     inverse = None if stack.magnitude is None else stack.inverse_norms(W)
@@ -115,9 +116,11 @@ def each_conv1d(
     n, grouped = weights.shape[0], _in_groups(geometry, weights.shape[0])
     if not leaves_gradients_to_torch(x, weights[0], grouped):
         return _EachConv1d.apply(x, weights, bias, grouped)
-    if bias is not None:
-        bias = bias.to(x.dtype).expand(n, -1).reshape(-1)
-    return _unfold(convolve(_fold(x, n), weights.flatten(0, 1).to(x.dtype), bias, grouped), n)
+    if bias is not None and (n > 1 or bias.dim() == 2):
+        bias = bias.expand(n, -1).reshape(-1)
+    if weights.dtype != x.dtype:
+        weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return _unfold(convolve_plainly(_fold(x, n), weights.flatten(0, 1), bias, grouped), n)
 
 
 def stored_each(kernels: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
@@ -250,6 +253,8 @@ def _spread_B(B: torch.Tensor, samples: int, groups: int) -> torch.Tensor:
 
 def _fold(x: torch.Tensor, n: int) -> torch.Tensor:
     """(m, n·C, L) of (n·m, C, L)."""
+    if n == 1:
+        return x
     samples, channels, length = x.shape
     if samples == n:
         return x.reshape(1, n * channels, length)
@@ -258,6 +263,8 @@ def _fold(x: torch.Tensor, n: int) -> torch.Tensor:
 
 def _unfold(y: torch.Tensor, n: int) -> torch.Tensor:
     """(n·m, C, L) of (m, n·C, L)."""
+    if n == 1:
+        return y
     m, channels, length = y.shape
     if m == 1:
         return y.reshape(n, channels // n, length)

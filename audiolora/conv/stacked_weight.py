@@ -2,7 +2,7 @@
 
 A forward reads its module's ``weight`` and ``bias`` and hands them to ``conv1d``, ``conv_transpose1d`` or ``linear``,
 which ask these tensors for the result: `StackedWeight` for a weight, `StackedBias` for a bias (of a normalisation too).
-The batch holds the same number of samples of each device, device after device. Any other use has no meaning, and says so.
+The batch holds the same number of samples of each device, device after device. Any other use says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,13 +110,13 @@ class StackedWeight(_Stacked):
 class StackedBias(_Stacked):
     """A bias for each device."""
 
-    values: torch.Tensor
+    of_devices: torch.Tensor
 
     @staticmethod
     def make(base: torch.Tensor, values: torch.Tensor, samples: int) -> "StackedBias":
         """Wrap a bias (C,), of which ``values`` (n, C) has one for each device."""
         bias = base.detach().as_subclass(StackedBias)
-        bias.base, bias.values, bias.transposed_groups = base, values, None
+        bias.base, bias.of_devices, bias.transposed_groups = base, values, None
         bias.devices, bias.samples = values.shape[0], samples
         return bias
 
@@ -126,7 +126,7 @@ class StackedBias(_Stacked):
         shape = [1] * y.dim()
         shape[axis] = -1
         folded = y.view(self.devices, -1, *y.shape[1:])
-        return (folded + self.values.to(y.dtype).view(self.devices, 1, *shape[1:])).view(y.shape)
+        return (folded + self.of_devices.to(y.dtype).view(self.devices, 1, *shape[1:])).view(y.shape)
 
     @classmethod
     def __torch_function__(
@@ -165,9 +165,9 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, name: 
 def _unwrapped_bias(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     """The same call with the values (n, C) of a stacked bias in its place."""
     if len(args) > 2 and isinstance(args[2], StackedBias):
-        return (*args[:2], args[2].values, *args[3:]), kwargs
+        return (*args[:2], args[2].of_devices, *args[3:]), kwargs
     if isinstance(kwargs.get("bias"), StackedBias):
-        return args, {**kwargs, "bias": kwargs["bias"].values}
+        return args, {**kwargs, "bias": kwargs["bias"].of_devices}
     return args, kwargs
 
 

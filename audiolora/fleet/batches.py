@@ -52,7 +52,8 @@ class Table:
         Raises:
             ValueError: a device has no samples, not as many x as y, or other shapes than the rest.
         """
-        wrong, shapes = [], {}
+        wrong: list[str] = []
+        shapes: dict[tuple[object, ...], list[str]] = {}
         for id in ids:
             x, y = data[id]
             if len(x) != len(y) or len(x) == 0:

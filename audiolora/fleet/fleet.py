@@ -277,7 +277,7 @@ class Fleet:
         return max(sizes)
 
     def _warn_of_bypassed(self) -> None:
-        bypassed = tuple(path for path, layer in self._layers.items() if not layer.took_part)
+        bypassed = tuple(path for path, layer in self._layers.items() if not layer.now.took_part)
         if bypassed:
             message = (
                 f"{', '.join(bypassed[:8])}: adapted, but took no part in a forward, so nothing is learned there; "
@@ -307,24 +307,25 @@ class Fleet:
 
     @contextmanager
     def _devices(self, rows: torch.Tensor, batch: int) -> Iterator[None]:
+        if self.net.training:  # batch norm would mix devices
+            self.net.eval()
         parts = rows.split(self.layout.sizes, dim=1)
+        parts = [part.view(-1, *slot.shape) for part, slot in zip(parts, self.layout.slots, strict=True)]
         try:
             for path, roles in self.layout.modules.items():
-                own = {role: parts[i].view(len(rows), *self.layout.slots[i].shape) for role, i in roles.items()}
                 layer, scaling = self._layers[path], self.layout.scaling.get(path, 1.0)
-                weight: Stack | torch.Tensor | None = own.get("weight")
+                own = {role: parts[i] for role, i in roles.items()}
+                now = layer.now
+                now.weight, now.bias, now.batch = own.get("weight"), own.get("bias"), batch
                 if "A" in own:
-                    m = own.get("magnitude")
-                    m = None if m is None else m.flatten(1)
-                    groups = layer.transposed_groups
-                    weight = Stack(own["A"], own["B"].flatten(2), scaling, m, groups)
-                lora_bias = own.get("lora_bias")
-                bias = own.get("bias") if lora_bias is None else lora_bias
-                layer.set_devices(weight, bias, batch, None if lora_bias is None else scaling)
+                    magnitude = own["magnitude"].flatten(1) if "magnitude" in own else None
+                    now.weight = Stack(own["A"], own["B"].flatten(2), scaling, magnitude, layer.transposed_groups)
+                if "lora_bias" in own:
+                    now.bias, now.bias_scaling = own["lora_bias"], scaling
             yield
         finally:
             for layer in self._layers.values():
-                layer.clear_devices()
+                layer.now.weight = layer.now.bias = None
 
 
 def _put_in(net: nn.Module, layout: Layout) -> dict[str, StackedLayer]:

@@ -74,7 +74,7 @@ def read_values(folder: Path, index: Index, layout: Layout, ids: Sequence[str]) 
     wanted = {slot.key: (len(index.ids), *slot.shape) for slot in layout.slots}
     rows = [number[id] for id in ids]
     with safe_open(folder / _TENSORS, framework="pt") as file:
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118: no mapping
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
         wrong = [f"{key}: missing in the file" for key in wanted.keys() - found.keys()]
         wrong += [f"{key}: not in this network with this config" for key in found.keys() - wanted.keys()]
         both = wanted.keys() & found.keys()

@@ -17,6 +17,27 @@ MODULES = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)
 """Whose weights may differ from device to device."""
 
 
+class Devices:
+    """The devices that a module's tensors are of at the moment; set at every pass, so no module's slow attributes.
+
+    Args:
+        weight: the factors of n devices, their own weights (n, *W.shape), or None for the base's own.
+        bias: (n, C), or None.
+        bias_scaling: s where ``bias`` is ``lora_bias``, b + s·b_d; None where it is the bias itself.
+        batch: samples in the batch, the same number of each device.
+        took_part: whether a forward has ever asked for them.
+    """
+
+    __slots__ = ("batch", "bias", "bias_scaling", "took_part", "weight")
+
+    def __init__(self) -> None:
+        self.weight: Stack | torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+        self.bias_scaling: float | None = None
+        self.batch = 0
+        self.took_part = False
+
+
 class StackedLayer(WeightSpaceLayer):
     """Holds a module without standing in its place.
 
@@ -32,11 +53,8 @@ class StackedLayer(WeightSpaceLayer):
     def __init__(self, base: nn.Module, path: str, names: tuple[str, ...]) -> None:
         nn.Module.__init__(self)
         self.base_layer, self.path = base, path
-        self.took_part = False
-        self._weight: Stack | torch.Tensor | None = None
-        self._bias: torch.Tensor | None = None
-        self._bias_scaling: float | None = None
-        self._batch = 0
+        self.transposed_groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
+        self.now = Devices()
         self._old_weight_norm, self._order, self._originals = False, list(base._parameters), {}
         self._cache = WeightCache()
         if "weight" in names:
@@ -44,43 +62,18 @@ class StackedLayer(WeightSpaceLayer):
         if "bias" in names:
             self.map_tensor("bias")
 
-    @property
-    def transposed_groups(self) -> int | None:
-        """As in `conv.factors.LowRank`."""
-        return self.base_layer.groups if isinstance(self.base_layer, nn.ConvTranspose1d) else None
-
-    def set_devices(
-        self,
-        weight: Stack | torch.Tensor | None,
-        bias: torch.Tensor | None,
-        batch: int,
-        bias_scaling: float | None = None,
-    ) -> None:
-        """What the module's tensors are from now on.
-
-        Args:
-            weight: the factors of n devices, their own weights (n, *W.shape), or None.
-            bias: (n, C), or None.
-            batch: samples in the batch, the same number of each device.
-            bias_scaling: s where ``bias`` is ``lora_bias``, b + s·b_d; None where it is the bias itself.
-        """
-        self._weight, self._bias, self._batch, self._bias_scaling = weight, bias, batch, bias_scaling
-
-    def clear_devices(self) -> None:
-        """Back to the base's own tensors."""
-        self._weight = self._bias = None
-
     def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        now = self.now
         if name == "bias":
-            if self._bias is None:
+            if now.bias is None:
                 return tensor
-            self.took_part = True
-            values = self._bias if self._bias_scaling is None else tensor + self._bias * self._bias_scaling
-            return StackedBias.make(tensor, values, self._batch)
-        if self._weight is None:
+            now.took_part = True
+            values = now.bias if now.bias_scaling is None else tensor + now.bias * now.bias_scaling
+            return StackedBias.make(tensor, values, now.batch)
+        if now.weight is None:
             return tensor
-        self.took_part = True
-        return StackedWeight.make(tensor, self._weight, self._batch, self.transposed_groups)
+        now.took_part = True
+        return StackedWeight.make(tensor, now.weight, now.batch, self.transposed_groups)
 
     def detach_map(self) -> nn.Module:
         if parametrize.is_parametrized(self.base_layer):

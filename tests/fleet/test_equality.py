@@ -152,3 +152,15 @@ def test_the_same_seed_starts_as_peft() -> None:
     assert state
     for key, value in state.items():
         torch.testing.assert_close(found[key.replace(".default", "")], value, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["lora", "dora", "r1, bias, head"])
+def test_on_cuda_as_on_cpu(name: str) -> None:
+    data = make_data(IDS, COUNTS)
+    training: dict[str, Any] = {"epochs": 2, "batch_size": 3, "progress": False}
+    on_cpu = audiolora.Fleet(make_net(), make_config(name), IDS).fit(data, **training)
+    fleet = audiolora.Fleet(make_net().cuda(), make_config(name), IDS)
+    on_cuda = fleet.fit({id: (x.cuda(), y.cuda()) for id, (x, y) in data.items()}, **training)
+    for id in IDS:
+        np.testing.assert_allclose(on_cuda[id].losses, on_cpu[id].losses, rtol=1e-2)  # cuDNN's convolutions are TF32
