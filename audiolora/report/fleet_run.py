@@ -158,7 +158,7 @@ def _render(outcome: FleetOutcome, summary: Mapping[str, Any]) -> str:
         tables=[(title, summary[key]) for title, key in tables if summary[key]],
         best=best,
         worst=worst,
-        others=[(f"{title} ({len(by_outcome[name])})", by_outcome[name]) for name, title in titles.items() if by_outcome[name]],
+        others=[(f"{title} ({len(some)})", some) for name, title in titles.items() if (some := by_outcome[name])],
         devices=devices,
         findings=_findings(outcome.prepared.findings.table),
     )

@@ -19,7 +19,12 @@ _FINDINGS_SHOWN = 40
 SHOWN = 10
 """Devices at each end of the ranking, and of each kind of outcome that has no score."""
 
-MODELS = {"zero_shot": "base", "adapted": "adapted, or base", "seasonal_naive": "seasonal naive", "ridge": "ridge a device"}
+MODELS = {
+    "zero_shot": "base",
+    "adapted": "adapted, or base",
+    "seasonal_naive": "seasonal naive",
+    "ridge": "ridge a device",
+}
 
 
 def ranked(devices: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -35,8 +40,10 @@ def ranked(devices: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return gained[:SHOWN], lost[:SHOWN]
 
 
-def findings_table(findings: Findings) -> Table:
+def findings_table(findings: Findings) -> Table | str:
     """What was found in the data, bad devices first; of a long list the bad devices alone."""
+    if findings.table.empty:
+        return str(findings)
     if len(findings.table) <= _FINDINGS_SHOWN:
         return findings.rich_table()
     return replace(findings, table=findings.table[findings.table["bad"]]).rich_table()
@@ -51,7 +58,7 @@ def print_fleet(summary: Mapping[str, Any], console: Console) -> None:
     console.print(Text(f"{total} devices: " + ", ".join(f"{n} {what}" for what, n in counts.items() if n), "bold"))
     for title, totals in (("all that were scored", summary["totals"]), ("unseen by the base", summary["unseen"]),
                           ("those with an adapter", summary["kept"])):  # fmt: skip
-        if totals:
+        if totals and not (totals is summary["kept"] and totals == summary["totals"]):
             console.print(_totals_table(f"MASE, {title}", totals))
     best, worst = ranked(devices)
     for title, some in ((f"gained most, of {counts['gained']}", best), (f"lost most, of {counts['lost']}", worst)):
@@ -69,10 +76,12 @@ def print_fleet(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def _totals_table(title: str, totals: Sequence[Row]) -> Table:
-    table = _table(title, "", "MASE [95 %]", "change against the base [95 %]", "better on", "devices")
+    table = _table(title, "", "MASE [95 %]", "against the base", "better", "of")
     for one in totals:
-        change = "" if one["model"] == "zero_shot" else f"{one['change']:+.3f} {_span(one['change_low'], one['change_high'], '+')}"
-        wins = "" if one["model"] == "zero_shot" else str(one["wins"])
+        change = wins = ""
+        if one["model"] != "zero_shot":
+            change = f"{one['change']:+.3f} {_span(one['change_low'], one['change_high'], '+')}"
+            wins = str(one["wins"])
         figures = f"{one['value']:.3f} {_span(one['low'], one['high'])}"
         table.add_row(MODELS.get(one["model"], one["model"]), figures, change, wins, str(one["devices"]))
     return table
@@ -97,7 +106,7 @@ def _table(title: str, first: str, *headings: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, title=title, title_style="bold", title_justify="left"
     )
-    table.add_column(first, overflow="fold")
+    table.add_column(first, overflow="fold", min_width=16)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

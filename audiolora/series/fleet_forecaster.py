@@ -1,7 +1,7 @@
 """A base and an adapter a device as one forecaster: each window goes through the adapter of its device, many at once.
 
-    adapters/  fleet.safetensors, fleet.json, adapter_config.json   the adapters, a row a device
-               forecaster.json                                      columns, step, scaling by device, whose base
+adapters/  fleet.safetensors, fleet.json, adapter_config.json   the adapters, a row a device
+           forecaster.json                                      columns, step, scaling by device, whose base
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class FleetForecaster(Forecaster):
             raise ValueError(f"{folder} holds no fleet of forecasters: no {INFO_FILE} in it; name a run's adapters/")
         info = json.loads(path.read_text(encoding="utf-8"))
         if info.get("kind") != "fleet" or info.get("format") != FORMAT:
-            raise ValueError(f"{path}: kind {info.get('kind')!r}, format {info.get('format')!r}; 'fleet', {FORMAT} wanted")
+            raise ValueError(
+                f"{path}: kind {info.get('kind')!r}, format {info.get('format')!r}; 'fleet', {FORMAT} wanted"
+            )
         if info["base"] != (found := base_fingerprint(base.net)):
             raise ValueError(
                 f"{folder}: its adapters were trained over another base: weights {info['base'][:12]} there, "

@@ -1,4 +1,4 @@
-"""From a file to a fleet that can be trained: read, checked, bad devices left out by name, times, a base to begin with."""
+"""From a file to a fleet that can be trained: read, checked, bad devices left out by name, times, a base to start with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from audiolora.series.bases import load_base, new_base, pretrain_base
 from audiolora.series.calendar import CALENDAR, with_calendar
 from audiolora.series.checks import Findings, check, keep_good
 from audiolora.series.fleet_settings import FleetData, FleetSettings, PretrainSettings
-from audiolora.series.fleet_times import FleetTimes, fleet_times, history, without_windows, with_more
+from audiolora.series.fleet_times import FleetTimes, fleet_times, history, with_more, without_windows
 from audiolora.series.fleets import FLEETS, fetch_fleet
 from audiolora.series.forecaster import Forecaster
 from audiolora.series.frames import read
@@ -80,14 +80,13 @@ def prepare(
         raise ValueError(f"{data}: too few stamps to infer their step; name it by --freq")
     season = settings.seasonality or _steps_of_a_day(step)
     lookback, horizon = _spans(settings, found, season)
-    findings = check(frame, freq=step, lookback=lookback, horizon=horizon, accept=accept, known=_own(settings, found)[1])
+    known = _own(settings, found)[1]
+    findings = check(frame, freq=step, lookback=lookback, horizon=horizon, accept=accept, known=known)
     good = keep_good(frame, findings)
     forecaster = found or _new(good, settings, pretrain, training.seed, (lookback, horizon, step))
     if set(forecaster.known) & set(CALENDAR):
         good = with_calendar(good, time_zone=settings.time_zone or "UTC")
-    times = fleet_times(good, history=settings.history, val=settings.val, test=settings.test)
-    findings = with_more(findings, without_windows(forecaster, good, times, stride=training.stride))
-    good = keep_good(good, findings)
+    times, good, findings = _timed(good, findings, forecaster, settings, training.stride)
     learned = () if found else _drawn(list(dict.fromkeys(good["unique_id"])), pretrain.pretrain_share, training.seed)
     return Prepared(good, findings, times, forecaster, found is not None, learned, season, source)
 
@@ -104,6 +103,19 @@ def trained_base(prepared: Prepared, pretrain: PretrainSettings, seed: int, *, o
     columns = ["unique_id", "ds", *base.channels]
     base.scaler = base.scaler.fit(history(prepared.frame, times)[columns], until=times.train_until)
     return base
+
+
+def _timed(
+    good: pd.DataFrame, findings: Findings, base: Forecaster, settings: FleetData, stride: int
+) -> tuple[FleetTimes, pd.DataFrame, Findings]:
+    """The times, and the devices that have windows in every part of them; those left out do not move the times."""
+    while True:
+        times = fleet_times(good, history=settings.history, val=settings.val, test=settings.test)
+        lacking = without_windows(base, good, times, stride=stride)
+        if lacking.empty:
+            return times, good, findings
+        findings = with_more(findings, lacking)
+        good = keep_good(good, findings)
 
 
 def _read(data: str, settings: FleetData, base: Forecaster | None) -> tuple[pd.DataFrame, tuple[str, ...]]:

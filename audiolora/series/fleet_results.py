@@ -1,4 +1,4 @@
-"""What came of each device of a fleet: gained, lost, fell back to the base, left out; measured behind its validation."""
+"""What came of each device of a fleet: gained, lost, fell back to the base, left out; measured behind validation."""
 
 from __future__ import annotations
 
@@ -127,9 +127,7 @@ def _origins(frame: pd.DataFrame, base: Forecaster, times: FleetTimes) -> int:
     return count
 
 
-def _ridge(
-    base: Forecaster, seen: pd.DataFrame, cutoffs: pd.DataFrame, times: FleetTimes, stride: int
-) -> pd.DataFrame:
+def _ridge(base: Forecaster, seen: pd.DataFrame, cutoffs: pd.DataFrame, times: FleetTimes, stride: int) -> pd.DataFrame:
     """Ridge of the devices that have enough windows for it, a few devices at a time."""
     least, tables = _RIDGE_FOLDS * (-(-base.horizon // stride) + 1), []
     spans = {"freq": base.freq, "known": base.known, "after": times.history_after, "until": times.val_until}
@@ -155,7 +153,8 @@ def _scores(found: pd.DataFrame, seen: pd.DataFrame, seasonality: int) -> pd.Dat
     linear = found["ridge"].notna()
     scored = [score(found.drop(columns="ridge"), past, seasonality=seasonality)]
     if linear.any():
-        scored.append(score(found.loc[linear, ["unique_id", "ds", "cutoff", "y", "ridge"]], past, seasonality=seasonality))
+        columns = ["unique_id", "ds", "cutoff", "y", "ridge"]
+        scored.append(score(found.loc[linear, columns], past, seasonality=seasonality))
     return pd.concat(scored, ignore_index=True)
 
 

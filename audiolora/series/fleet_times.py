@@ -1,8 +1,8 @@
 """When each thing happens to a fleet, and which devices have enough of every part.
 
-    ├── the base learns, the adapters learn from the last days ──┤ validation ┤ test ┤
-                                       history_after ├───────────┤ train_until       │ test_until
-                                                                              └ val_until
+├── the base learns, the adapters learn from the last days ──┤ validation ┤ test ┤
+                                   history_after ├───────────┤ train_until       │ test_until
+                                                                          └ val_until
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FleetTimes:
 
 
 def fleet_times(frame: pd.DataFrame, *, history: Any = None, val: Any, test: Any) -> FleetTimes:
-    """Set the times back from the end of the frame.
+    """Set the times back from the stamp at which the median device ends: a clock set to 2099 moves nobody's times.
 
     Args:
         frame: long form.
@@ -50,6 +50,8 @@ def fleet_times(frame: pd.DataFrame, *, history: Any = None, val: Any, test: Any
         >>> fleet_times(frame, history="3D", val="2D", test="1D").history_after
         Timestamp('2024-01-04 23:00:00')
     """
+    ends = frame[frame["y"].notna()].groupby("unique_id", sort=False)["ds"].max().sort_values()
+    frame = frame[frame["ds"] <= ends.iloc[(len(ends) - 1) // 2]] if len(ends) else frame
     split = split_times(frame, val=val, test=test)
     first = frame["ds"].min() - pd.Timedelta(1)
     if history is None:
