@@ -16,7 +16,7 @@ from audiolora.series.fleet_training import load_trained
 from audiolora.series.scaling import Standard
 from tests.series.tiny_fleet import fleet, forecaster, tiny_net
 
-SETTINGS = FleetSettings(epochs=60, lr=1e-2, batch_size=8, stride=2, patience=60)
+SETTINGS = FleetSettings(epochs=12, lr=1e-2, batch_size=8, stride=2, patience=12)
 FRAME = fleet(8, steps=24 * 16)
 TIMES = fleet_times(FRAME, val="3D", test="2D")
 CHUNKS = {f"chunk{i}": FRAME[FRAME["unique_id"].isin([f"pump{2 * i}", f"pump{2 * i + 1}"])] for i in range(4)}
@@ -61,7 +61,7 @@ def test_a_killed_worker_loses_nothing(base, cluster, tmp_path):
             now = working()
             most.append(len(now))
             if len(now) == 2:
-                time.sleep(0.5)  # into the training
+                time.sleep(1.0)  # into the training
                 if now[0].is_running():
                     now[0].kill()
                     killed.append(now[0].pid)
