@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray demo demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray demo demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -100,6 +100,9 @@ test-ray: .venv-ray/.ready  ## a fleet over a local Ray cluster, a worker killed
 
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
+
+demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
+	$(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
 
 demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
 	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \

@@ -1,4 +1,4 @@
-"""The command line: ``audiolora transcribe | inspect | merge | data``.
+"""The command line: ``audiolora transcribe | forecast | inspect | merge | data``.
 
 Heavy imports stand inside the functions that need them, so that ``--help`` is quick.
 """
@@ -91,6 +91,68 @@ def transcribe(
     ]
     _write(render(transcripts, "json" if json else format, alone=len(files) == 1), out)
     return EXIT_LEFT_OUT if bad else 0
+
+
+@app.command
+def forecast(
+    run: Path,
+    data: Path,
+    /,
+    *,
+    others: Literal["base", "shared"] = "base",
+    id_column: str = "unique_id",
+    time_column: str = "ds",
+    target_column: str = "y",
+    format: Literal["csv", "json"] = "csv",
+    skip_bad: Flag = False,
+    out: Path | None = None,
+) -> int:
+    """Forecast what comes after a file of sensor histories, with a finished run of recipes/sensor_forecast.py.
+
+    Each device is forecast by what was best on its own validation days: its own adapter, the one that the run's devices
+    share, or the base; the column "model" says which. Forecasts go to stdout, warnings to stderr. Exit status: 0, every
+    device is forecast; 2, an error, and nothing is written; 3, --skip-bad left devices out.
+
+    Args:
+        run: the run's folder, such as runs/demo-series.
+        data: a CSV or Parquet file, long (a row a device and stamp) or wide (a column a device), with at least the
+            base's lookback of measurements a device, at the step of the run's devices.
+        others: what forecasts devices that the run does not know: its base, or the adapter that its devices share.
+        id_column: column that names the device.
+        time_column: column with the stamps; those without an offset are UTC.
+        target_column: column with the measurements.
+        format: csv (unique_id, ds, cutoff, forecast, model) or json (a list of objects).
+        skip_bad: leave devices out that cannot be forecast, each named with its reason, instead of stopping.
+        out: write the forecasts into this file instead of to stdout.
+    """
+    _prepare_transformers()
+    from audiolora.run import read_run
+    from audiolora.series.applying import base_of_run, device_folder, forecast_with_run
+    from audiolora.series.checks import check, keep_good
+    from audiolora.series.frames import read
+
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    base = base_of_run(read_run(run))
+    frame = read(data, id_col=id_column, time_col=time_column, target_col=target_column, errors="report")
+    findings = check(frame, freq=base.freq, lookback=base.lookback)
+    if not skip_bad:
+        findings.raise_if_bad()
+    found = forecast_with_run(run, keep_good(frame, findings), others=others)
+    for one in findings.table[findings.table["bad"]].itertuples():
+        _say(f"left out: {one.unique_id}, {one.column}: {one.problem}: {one.detail}")
+    missing = [name for name in findings.devices if name not in set(found["unique_id"])]
+    gaps = [name for name in missing if name not in findings.bad_ids]
+    for name in gaps:
+        _say(f"{'left out: ' if skip_bad else ''}{name}: a gap in its last {base.lookback} steps")
+    if gaps and not (skip_bad and len(found)):
+        raise ValueError(f"{len(gaps)} devices cannot be forecast; fill their gaps, or leave them out with --skip-bad")
+    strangers = [name for name in found["unique_id"].unique() if not device_folder(run, name).is_dir()]
+    if strangers:
+        _say(f"not among the run's devices, so forecast by its {others}: {', '.join(strangers)}")
+    text = found.to_csv(index=False) if format == "csv" else found.to_json(orient="records", date_format="iso") + "\n"
+    _write(text, out)
+    return EXIT_LEFT_OUT if missing else 0
 
 
 @app.command

@@ -65,10 +65,16 @@ def edit_chart(rows: Sequence[tuple[str, ErrorRates]]) -> Markup:
         return inline_svg(figure, "edits", f"Word errors by kind. {description}.")
 
 
-def loss_chart(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> Markup:
-    """Loss over optimiser steps: training as a line, development with a marker at each evaluation.
+def loss_chart(
+    train: Sequence[tuple[int, float]],
+    dev: Sequence[tuple[int, float]],
+    *,
+    step: str = "optimiser step",
+    loss: str = "cross-entropy, nats",
+) -> Markup:
+    """Loss over steps: training as a line, development with a marker at each evaluation.
 
-    A value that is not finite breaks its line.
+    A value that is not finite breaks its line. `step` and `loss` name the axes.
     """
     with styled_figure(10.4, 2.7) as (figure, axes):
         if train:
@@ -86,8 +92,8 @@ def loss_chart(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, floa
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("cross-entropy, nats")
+        axes.set_xlabel(step)
+        axes.set_ylabel(loss)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.legend(frameon=False, labelcolor=INK, loc="upper right")
         last = f" The last development loss is {dev[-1][1]:.3g} at step {dev[-1][0]}." if dev else ""

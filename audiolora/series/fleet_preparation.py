@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from audiolora.series.calendar import CALENDAR, with_calendar
 from audiolora.series.checks import Findings, check, keep_good
 from audiolora.series.fleet_settings import FleetData, FleetSettings, PretrainSettings
 from audiolora.series.fleet_times import FleetTimes, fleet_times, history, with_more, without_windows
-from audiolora.series.fleets import FLEETS, fetch_fleet
+from audiolora.series.fleets import SensorFleet, open_fleet
 from audiolora.series.forecaster import Forecaster
-from audiolora.series.frames import read
-from audiolora.series.steps import parse_freq
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,10 @@ def prepare(
         ValueError: no device is left, or a setting that does not go with the base or the data.
     """
     found = None if base is None else load_base(base)
-    frame, source = _read(data, settings, found)
-    frame = _some(frame, settings.devices, training.seed)
+    fleet = _opened(data, settings, found)
+    step, season = fleet.freq, fleet.seasonality
+    frame = _some(fleet.frame, settings.devices, training.seed)
     accept = list(settings.accept)
-    step = settings.freq or (found.freq if found else None) or check(frame, accept=accept).freq
-    if step is None:
-        raise ValueError(f"{data}: too few stamps to infer their step; name it by --freq")
-    season = settings.seasonality or _steps_of_a_day(step)
     lookback, horizon = _spans(settings, found, season)
     known = _own(settings, found)[1]
     findings = check(frame, freq=step, lookback=lookback, horizon=horizon, accept=accept, known=known)
@@ -88,6 +83,7 @@ def prepare(
         good = with_calendar(good, time_zone=settings.time_zone or "UTC")
     times, good, findings = _timed(good, findings, forecaster, settings, training.stride)
     learned = () if found else _drawn(list(dict.fromkeys(good["unique_id"])), pretrain.pretrain_share, training.seed)
+    source = (f"Data: {fleet.source}; {fleet.what}", f"Licence: {fleet.licence}")
     return Prepared(good, findings, times, forecaster, found is not None, learned, season, source)
 
 
@@ -118,15 +114,13 @@ def _timed(
         good = keep_good(good, findings)
 
 
-def _read(data: str, settings: FleetData, base: Forecaster | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _opened(data: str, settings: FleetData, base: Forecaster | None) -> SensorFleet:
+    """The fleet, with the covariates that are asked for and no others."""
     past, known = _own(settings, base)
-    columns = [*past, *known]
-    if data not in FLEETS:
-        found = read(data, covariates=columns, time_zone=settings.time_zone, errors="report")
-        return found, (f"Data: {Path(data).name}",)
-    fleet = fetch_fleet(data)
-    frame = fleet.frame[["unique_id", "ds", "y", *columns]]
-    return frame, (f"Data: {fleet.source}; {fleet.what}", f"Licence: {fleet.licence}")
+    wanted = {"covariates": [*past, *known], "time_zone": settings.time_zone}
+    step = settings.freq or (None if base is None else base.freq)
+    fleet = open_fleet(data, freq=step, seasonality=settings.seasonality, columns=wanted)
+    return replace(fleet, frame=fleet.frame[["unique_id", "ds", "y", *past, *known]])
 
 
 def _own(settings: FleetData, base: Forecaster | None) -> tuple[list[str], list[str]]:
@@ -143,14 +137,6 @@ def _some(frame: pd.DataFrame, devices: int | None, seed: int) -> pd.DataFrame:
         raise ValueError(f"devices must be at least 1, got {devices}")
     drawn = np.random.default_rng(seed).permutation(ids)[:devices]
     return frame[frame["unique_id"].isin(drawn)].reset_index(drop=True)
-
-
-def _steps_of_a_day(freq: str) -> int:
-    start = pd.Timestamp("2024-01-01")
-    steps = pd.Timedelta("1D") / (start + parse_freq(freq) - start)
-    if steps < 2 or steps != int(steps):
-        raise ValueError(f"with a step of {freq} a day is no season; name the steps of one by --seasonality")
-    return int(steps)
 
 
 def _spans(settings: FleetData, base: Forecaster | None, season: int) -> tuple[int, int]:

@@ -160,7 +160,9 @@ def test_the_good_devices_get_the_adapters_they_get_without_the_bad(with_bad, ca
 def test_the_table_is_what_the_saved_files_forecast(with_bad, call):
     run, rows = with_bad
     summary = json.loads((run / "summary.json").read_text())
-    one = next(d for d in summary["devices"] if d["outcome"] in ("gained", "lost") and d["unique_id"].startswith("pump"))
+    one = next(
+        d for d in summary["devices"] if d["outcome"] in ("gained", "lost") and d["unique_id"].startswith("pump")
+    )
     name = one["unique_id"]
     call(run.parent, run.parent / "fleet.csv", export=(name,))
     exported = Forecaster.load(load_base(run).net, run / "devices" / name)
@@ -206,7 +208,9 @@ def test_a_wide_file_with_an_id_twice(call, tmp_path):
 
 
 def test_help_teaches():
-    done = subprocess.run([sys.executable, RECIPE, "--help"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    done = subprocess.run(
+        [sys.executable, RECIPE, "--help"], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
     for word in ("--base", "--engine", "--export", "--history", "--least-gain", "report.html", "left out"):
         assert word in done.stdout
 
