@@ -1,4 +1,4 @@
-"""What trains the chunks of a fleet, here or on a cluster; those that an earlier call finished are read, not trained."""
+"""What trains the chunks of a fleet, here or on a cluster; those that are done already are read, not trained."""
 
 from __future__ import annotations
 

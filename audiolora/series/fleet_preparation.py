@@ -1,4 +1,4 @@
-"""From a file to a fleet that can be trained: read, checked, bad devices left out by name, times, a base to start with."""
+"""From a file to a fleet that can be trained: read, checked, bad devices left out by name, times, a base."""
 
 from __future__ import annotations
 
