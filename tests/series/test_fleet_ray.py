@@ -32,7 +32,9 @@ def base():
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason="audiolora[ray] is not installed; make test-ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # beside other processes the workers would hardly run at all
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 
