@@ -126,10 +126,12 @@ class FleetForecaster(Forecaster):
         net = self.fleet.net
         return {"format": FORMAT, "kind": kind, "base": base_fingerprint(net), **settings}
 
-    def _outputs(self, seen: Windows, x: np.ndarray) -> np.ndarray:
+    def _run(self, x: np.ndarray, seen: Windows | None = None) -> np.ndarray:
+        if seen is None:
+            return super()._run(x)
         mine = np.isin(seen.unique_id.astype(str), self.fleet.ids)
         if not mine.any():
-            return self._run(x)
+            return super()._run(x)
         rows, ids = np.flatnonzero(mine), seen.unique_id[mine].astype(str).tolist()
         parts = [
             self.fleet(torch.from_numpy(x[rows[i : i + _ROWS_AT_ONCE]]), ids[i : i + _ROWS_AT_ONCE]).cpu().numpy()
@@ -139,5 +141,5 @@ class FleetForecaster(Forecaster):
         if mine.all():
             return own
         values = np.empty((len(x), *own.shape[1:]))
-        values[mine], values[~mine] = own, self._run(x[~mine])
+        values[mine], values[~mine] = own, super()._run(x[~mine])
         return values

@@ -24,7 +24,7 @@ from audiolora.series.fleet_training import (
 from audiolora.series.scaling import Standard
 from tests.series.tiny_fleet import HORIZON, LOOKBACK, fleet, forecaster, tiny_net
 
-SETTINGS = FleetSettings(epochs=3, lr=1e-2, batch_size=8, stride=6, patience=2)
+SETTINGS = FleetSettings(epochs=2, lr=1e-2, batch_size=8, stride=6, patience=2)
 FRAME = fleet(3, steps=24 * 16)
 TIMES = fleet_times(FRAME, history="8D", val="3D", test="2D")
 
