@@ -30,7 +30,7 @@ def print_run(run: Run, console: Console) -> None:
     checkpoints = run.whole_checkpoints()
     if (run.adapter / CONFIG_FILE).is_file():
         print_adapter(run.adapter, console)
-    elif checkpoints:
+    elif checkpoints and "horizon" not in run.settings:  # those of a base are no adapter
         console.print(read_adapter(checkpoints[-1]).table())
     sizes = [("adapter", run.adapter), ("checkpoints", run.training), ("whole run", run.folder)]
     _print_facts(console, "sizes", [(name, _size(folder)) for name, folder in sizes if folder.exists()])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def model_chart(rows: Sequence[ModelRow], chosen: str) -> Markup:
     """MASE of each model with its interval; a method that trains has a second, hollow mark: with fallback."""
-    with styled_figure(5.4, 0.8 + 0.36 * len(rows)) as (figure, axes):
+    with styled_figure(10.4, 0.7 + 0.33 * len(rows)) as (figure, axes):
         for y, row in enumerate(rows):
             colour = BEFORE if y == 0 else AFTER if row.model == chosen else MUTED
             spread = [[max(0.0, row.mase - row.low)], [max(0.0, row.high - row.mase)]]

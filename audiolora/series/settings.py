@@ -53,7 +53,7 @@ class BaseSettings:
     base_epochs: int = 5
     base_lr: float = 2e-3
     base_stride: int = 6
-    base_val: float | str = 0.1
+    base_val: float | str = "28D"
 
     def __post_init__(self) -> None:
         for name in ("lookback", "horizon", "channels", "base_epochs", "base_stride"):

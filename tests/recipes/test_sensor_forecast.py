@@ -184,3 +184,8 @@ def test_a_killed_run_goes_on_to_the_same_figures(run, data, tmp_path):
     subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     assert all(path.stat().st_mtime_ns == at for path, at in done.items())
     assert summary(folder)["rows"] == summary(run)["rows"]
+
+
+def test_inspect_shows_a_run_of_forecasters(run, capsys):
+    status, out, _ = said(capsys, "inspect", run)
+    assert status == 0 and "finished" in out and "seasonal_naive" in out and "shared lora+head+bias" in out
