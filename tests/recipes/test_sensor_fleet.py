@@ -182,6 +182,20 @@ def test_the_table_is_what_the_saved_files_forecast(with_bad, call):
     np.testing.assert_allclose(one["adapted"], np.mean(errors), rtol=1e-4)
 
 
+def test_the_command_line_forecasts_and_shows_the_run(with_bad, tmp_path, capsys):
+    from audiolora import cli
+
+    run, _ = with_bad
+    fleet(5, steps=24 * 5).to_csv(tmp_path / "today.csv", index=False)
+    assert cli.forecast(run, tmp_path / "today.csv", out=tmp_path / "forecasts.csv") == 0
+    found = pd.read_csv(tmp_path / "forecasts.csv")
+    kept = set(json.loads((run / "adapters" / "fleet.json").read_text())["ids"])
+    assert len(found) == 5 * 12 and found["forecast"].notna().all()
+    assert set(found.loc[found["model"] == "own", "unique_id"]) == kept & {f"pump{i}" for i in range(5)}
+    cli.inspect(run)
+    assert f"left out ({len(BAD)})" in capsys.readouterr().out
+
+
 def test_what_cannot_be_exported_says_why(with_bad, call):
     run, _ = with_bad
     with pytest.raises(ValueError, match=r"constant: left out: y: constant.*nobody: no such device"):
