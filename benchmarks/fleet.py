@@ -235,15 +235,16 @@ def one(kind: str, name: str, size: int, device: str, threads: int) -> None:
 def show(rows: list[Row], title: str) -> None:
     """One row a network and size."""
     columns = [name for name in dict.fromkeys(row.column for row in rows) if name != "fleet"]
-    table = Table(title=f"one after another / fleet: {title}", title_justify="left")
-    for heading in ("network", *columns, "bound", "fleet"):
+    growing = rows[0].measure == "growth"
+    table = Table(title=f"{'fleets' if growing else 'one after another / fleet'}: {title}", title_justify="left")
+    for heading in ("network", *columns, *(() if growing else ("bound", "fleet"))):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     for shape in dict.fromkeys(row.shape for row in rows):
         cells = {row.column: row for row in rows if row.shape == shape}
         case = next(case for case in CASES if shape.startswith(case.name))
         bound = f"{case.bound} × PEFT" if int(shape.rpartition("n")[2]) >= 64 else "1 ×"
         note = cells["fleet"].note if "fleet" in cells else ""
-        table.add_row(shape, *[f"{cells[name].ratio:.2f}" for name in columns], bound, note)
+        table.add_row(shape, *[f"{cells[name].ratio:.2f}" for name in columns], *(() if growing else (bound, note)))
     Console(width=110).print(table)
 
 
