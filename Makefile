@@ -101,8 +101,9 @@ test-ray: .venv-ray/.ready  ## a fleet over a local Ray cluster, a worker killed
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
+# Networks this small gain nothing from a second thread, and on a busy machine lose much by it.
 demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
-	$(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
 
 demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
 	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \

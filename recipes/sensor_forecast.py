@@ -1,14 +1,14 @@
-"""One frozen forecaster, an adapter for every sensor: what it gains on devices that the base never saw.
+"""One frozen forecaster, an adapter for every sensor: try it on a fleet.
 
-    python recipes/sensor_forecast.py                                   # 17 real homes, fetched from PyPI
-    python recipes/sensor_forecast.py --shift rate --name rate          # the new devices measure in another way
-    python recipes/sensor_forecast.py --data pumps.parquet --seasonality 24 --unseen 5 --history-days 14 --name pumps
-    audiolora forecast runs/pumps pumps.parquet                         # what comes next, each device by its adapter
+    python recipes/sensor_forecast.py --shift resample
+    python recipes/sensor_forecast.py --data pumps.parquet --name pumps
+    audiolora forecast runs/pumps pumps.parquet
 
-It pretrains a base on some devices of a fleet, adapts it to the others from N days of their history in several ways,
-and scores forecasts from a rolling origin behind that, beside seasonal naive and a ridge regression a device. It
-leaves base, adapters, forecasts, figures and report in runs/NAME. The same command continues a run that was
-interrupted: devices that are done are not trained again.
+It pretrains a base on some devices of a fleet, adapts it to the others from
+N days of their history in several ways, and scores forecasts from a rolling
+origin behind that, beside seasonal naive and a ridge regression a device.
+It leaves base, adapters, forecasts, figures and report in runs/NAME. The same
+command continues a run that was interrupted: what is done is not done again.
 """
 
 from dataclasses import asdict
@@ -94,7 +94,8 @@ def main(
     # The fleet, checked device by device before anything is trained; then what is new about the devices to come.
     fleet = open_fleet(data, freq=freq, seasonality=seasonality, columns=file.columns)
     findings = check(fleet.frame, freq=fleet.freq, lookback=base.lookback, horizon=base.horizon)
-    console.print(findings.rich_table())
+    clean = f"{len(findings.devices)} devices, every {fleet.freq}: nothing wrong"
+    console.print(findings.rich_table() if len(findings.table) else clean)
     if not file.drop_bad:
         findings.raise_if_bad()
     good = keep_good(fleet.frame, findings)
