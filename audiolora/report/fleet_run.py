@@ -207,7 +207,7 @@ def _usage(run: Run, summary: Mapping[str, Any]) -> list[Snippet]:
     code = (
         "from audiolora.series.bases import load_base\n"
         "from audiolora.series.fleet_forecaster import FleetForecaster\n"
-        f"base = load_base(Path({str(run.folder)!r}))\n"
+        f"base = load_base({str(run.folder)!r})\n"
         f"fleet = FleetForecaster.load(base, {str(run.folder / 'adapters')!r})\n"
         "fleet.predict(frame)   # each device by its own adapter, the others by the base"
     )

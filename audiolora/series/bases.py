@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ from audiolora.series.nets import TCNForecaster
 from audiolora.series.saving import NETWORK_INFO
 
 
-def load_base(folder: Path) -> Forecaster:
+def load_base(folder: str | os.PathLike[str]) -> Forecaster:
     """A base that `Forecaster.save` wrote over a `TCNForecaster`, e.g. ``base/`` in a run's folder, or that folder.
 
     Raises:
         ValueError: there is none, or it is an adapter, or a network that is built otherwise.
 
     Example:
-        >>> load_base(Path("runs/homes/base")).lookback  # doctest: +SKIP
+        >>> load_base("runs/homes/base").lookback  # doctest: +SKIP
         168
     """
+    folder = Path(folder)
     inside = folder / "base"
     place = inside if (inside / NETWORK_INFO).exists() else folder
     if not (place / NETWORK_INFO).exists():
