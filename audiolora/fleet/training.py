@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES: dict[str, Loss] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 """By name; each is the mean over a device's batch."""
 
+_NOT_THE_OUTCOME = ("progress", "watch", "save_every_s", "devices_at_once")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,6 +50,7 @@ class Settings:
             the fleet's ``"mean"`` before each step.
         seed: for the order of each device's samples (`batch_order`).
         progress: show a progress bar.
+        watch: called after each step with the history so far, e.g. for a progress bar of one's own.
         save_every_s: seconds between checkpoints, where there is a folder for them.
         devices_at_once: None for the plan's number.
 
@@ -70,6 +73,7 @@ class Settings:
     pull: float = 0.0
     seed: int = 0
     progress: bool = True
+    watch: Callable[[Mapping[str, DeviceHistory]], None] | None = None
     save_every_s: float = 60.0
     devices_at_once: int | None = None
 
@@ -98,9 +102,10 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """What decides the outcome, for a checkpoint."""
-        values = {**asdict(self), "lr_scale": dict(self.lr_scale), "betas": list(self.betas)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"lr_scale": dict(self.lr_scale), "betas": list(self.betas)}
         values["loss"] = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__qualname__", "a function")
-        return {k: v for k, v in values.items() if k not in ("progress", "save_every_s", "devices_at_once")}
+        return {k: v for k, v in values.items() if k not in _NOT_THE_OUTCOME}
 
 
 def train(
@@ -124,6 +129,8 @@ def train(
         try:
             while run.active:
                 run.step()
+                if settings.watch is not None:
+                    settings.watch(run.history)
                 if bar is not None and task is not None:
                     what = f"{len(run.active)} of {len(run.ids)} devices"
                     bar.update(task, completed=run.steps_gone(), description=what)

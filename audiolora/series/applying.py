@@ -10,8 +10,10 @@ from typing import Literal
 import pandas as pd
 
 from audiolora.run import Run, read_run
+from audiolora.series.bases import load_base
 from audiolora.series.calendar import with_calendar, with_horizon
 from audiolora.series.device_results import device_folder, read_device
+from audiolora.series.fleet_applying import forecast_with_fleet
 from audiolora.series.forecaster import Forecaster
 from audiolora.series.nets import base_network
 
@@ -38,6 +40,8 @@ def forecast_with_run(run: str | os.PathLike[str], frame: pd.DataFrame, *, other
     """
     found = read_run(Path(run))
     base = base_of_run(found)
+    if "chunk" in found.settings:
+        return forecast_with_fleet(found, base, frame)
     rows = with_horizon(frame[["unique_id", "ds", "y"]], base.horizon, freq=base.freq)
     rows = with_calendar(rows, time_zone=found.settings["time_zone"])
     tables = []
@@ -57,6 +61,8 @@ def base_of_run(run: Run) -> Forecaster:
         raise ValueError(f"{run.folder} is no run of forecasters; name one of recipes/sensor_forecast.py")
     if not run.finished:
         raise ValueError(f"{run.folder} is not finished; run its command again, it continues")
+    if "chunk" in run.settings:  # of recipes/sensor_fleet.py
+        return load_base(run.folder)
     base = Forecaster.load(base_network(run.settings), run.folder / "base")
     return base.over(base.net, freq=run.read("split.json")["freq"])
 

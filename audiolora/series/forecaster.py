@@ -268,15 +268,15 @@ class Forecaster:
     def _forecast(self, seen: Windows) -> pd.DataFrame:
         """Forecasts in y's unit; quantiles are sorted, so that they never cross."""
         statistics = self.scaler.statistics(seen)
-        scaled = self._run(statistics.transform(seen.x))
+        scaled = self._run(statistics.transform(seen.x), seen)
         values = statistics.inverse_target(np.sort(scaled, axis=2) if self.quantiles else scaled)
         if not self.quantiles:
             return long_form(seen, {self.name: values})
         columns = {f"{self.name}_q{q:g}": values[..., i] for i, q in enumerate(self.quantiles)}
         return long_form(seen, {self.name: values[..., self.quantiles.index(0.5)], **columns})
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        """The network on scaled windows, in evaluation mode, float64."""
+    def _run(self, x: np.ndarray, seen: Windows | None = None) -> np.ndarray:
+        """The network on scaled windows, in evaluation mode, float64; a fleet's depends on whose they are (`seen`)."""
         device = next((p.device for p in self.net.parameters()), torch.device("cpu"))
         if not len(x):
             return np.empty((0, self.horizon, len(self.quantiles)) if self.quantiles else (0, self.horizon))

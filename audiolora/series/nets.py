@@ -50,6 +50,8 @@ class TCNForecaster(nn.Module):
         except ImportError as error:
             raise ImportError('TCNForecaster needs pytorch-tcn; pip install "audiolora[series]"') from error
         self.horizon, self.quantiles = horizon, quantiles
+        self.settings = {"channels_in": channels_in, "horizon": horizon, "quantiles": quantiles, "channels": channels,
+                         "dilations": list(dilations), "kernel_size": kernel_size, "dropout": dropout}  # fmt: skip
         self.tcn = TCN(
             channels_in,
             [channels] * len(dilations),
