@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets demo clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray demo demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -88,9 +88,27 @@ test-peft: .venv-peft/.ready  ## PEFT's own tests of a convolution, with our lay
 test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in their networks
 	$(TEST_ENV) .venv-nets/bin/python -m pytest -m "slow or not slow" tests/nets
 
+.venv-ray/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-ray
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	.venv-ray/bin/python -m pip install --quiet -c constraints.txt ray
+	@touch $@
+
+test-ray: .venv-ray/.ready  ## a fleet over a local Ray cluster, a worker killed: an environment of its own
+	$(TEST_ENV) .venv-ray/bin/python -m pytest -m "slow or not slow" tests/series/test_fleet_ray.py
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
+# Networks this small gain nothing from a second thread, and on a busy machine lose much by it.
+demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
+
+demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
+	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \
+		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
+
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,22 +13,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from audiolora.adapting import adapt, lora_config
+    from audiolora.fleet import Fleet
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.running_statistics import hold_statistics
 
 _HOMES = {
     "BypassedModuleWarning": "audiolora.layers.participation",
+    "Fleet": "audiolora.fleet",
     "adapt": "audiolora.adapting",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
+    "hold_statistics": "audiolora.running_statistics",
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
 }
 
 __version__ = "0.1.0"
-__all__ = ["BypassedModuleWarning", "adapt", "disable", "enable", "enabled", "inspect", "lora_config"]
+__all__ = [
+    "BypassedModuleWarning",
+    "Fleet",
+    "adapt",
+    "disable",
+    "enable",
+    "enabled",
+    "hold_statistics",
+    "inspect",
+    "lora_config",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ from audiolora.all_or_nothing import undone_on_error
 from audiolora.integration import enable
 from audiolora.layers.lora import alpha_refused
 from audiolora.presets import preset_for, resolve_targets, target_modules
+from audiolora.running_statistics import hold_statistics
 
 METHODS = ("lora", "dora")
 
@@ -69,7 +70,8 @@ def adapt(
 ) -> PeftModel:
     """Freeze ``model`` and put trainable low-rank adapters into its convolutions and attention.
 
-    Enables audiolora's layers in PEFT (`enable`). The result is an ordinary ``PeftModel``.
+    Enables audiolora's layers in PEFT (`enable`). The result is an ordinary ``PeftModel``. A BatchNorm is frozen with
+    its running statistics (`hold_statistics`).
 
     Args:
         model: any ``nn.Module``; Whisper, the wav2vec2 family and transformers' forecasters have presets that know
@@ -106,7 +108,9 @@ def adapt(
     config = lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
     enable()
     with undone_on_error(model, adapter_name):
-        return get_peft_model(model, config, adapter_name=adapter_name)
+        adapted = get_peft_model(model, config, adapter_name=adapter_name)
+    hold_statistics(adapted)
+    return adapted
 
 
 def _ranks(r: int | Mapping[str, int], resolved: Mapping[str, Sequence[str]]) -> dict[str, int]:

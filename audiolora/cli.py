@@ -1,4 +1,4 @@
-"""The command line: ``audiolora transcribe | inspect | merge | data | export | verify | keys``.
+"""The command line: ``audiolora transcribe | forecast | inspect | merge | data | export | verify | keys``.
 
 Heavy imports stand inside the functions that need them, so that ``--help`` is quick.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from audiolora.bundle_commands import export, keys, verify
+from audiolora.terminal import say, write_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ def transcribe(
     files = find_audio(audio)
     good, bad = check_audio_files(files)
     for problem in bad:
-        _say(f"left out: {problem}" if skip_bad else problem)
+        say(f"left out: {problem}" if skip_bad else problem)
     if bad and not (skip_bad and good):
         remedy = "nothing is left to transcribe" if skip_bad else "mend them, or leave them out with --skip-bad"
         raise ValueError(f"{len(bad)} of {len(files)} files cannot be transcribed; {remedy}")
@@ -91,8 +92,70 @@ def transcribe(
         for portion, audios in read_by_the_hour(good)
         for (path, duration_s), text in zip(portion, decode(audios), strict=True)
     ]
-    _write(render(transcripts, "json" if json else format, alone=len(files) == 1), out)
+    write_result(render(transcripts, "json" if json else format, alone=len(files) == 1), out)
     return EXIT_LEFT_OUT if bad else 0
+
+
+@app.command
+def forecast(
+    run: Path,
+    data: Path,
+    /,
+    *,
+    others: Literal["base", "shared"] = "base",
+    id_column: str = "unique_id",
+    time_column: str = "ds",
+    target_column: str = "y",
+    format: Literal["csv", "json"] = "csv",
+    skip_bad: Flag = False,
+    out: Path | None = None,
+) -> int:
+    """Forecast what comes after a file of sensor histories, with a finished run of recipes/sensor_forecast.py.
+
+    Each device is forecast by what was best on its own validation days: its own adapter, the one that the run's devices
+    share, or the base; the column "model" says which. Forecasts go to stdout, warnings to stderr. Exit status: 0, every
+    device is forecast; 2, an error, and nothing is written; 3, --skip-bad left devices out.
+
+    Args:
+        run: the run's folder, such as runs/demo-series.
+        data: a CSV or Parquet file, long (a row a device and stamp) or wide (a column a device), with at least the
+            base's lookback of measurements a device, at the step of the run's devices.
+        others: what forecasts devices that the run does not know: its base, or the adapter that its devices share.
+        id_column: column that names the device.
+        time_column: column with the stamps; those without an offset are UTC.
+        target_column: column with the measurements.
+        format: csv (unique_id, ds, cutoff, forecast, model) or json (a list of objects).
+        skip_bad: leave devices out that cannot be forecast, each named with its reason, instead of stopping.
+        out: write the forecasts into this file instead of to stdout.
+    """
+    _prepare_transformers()
+    from audiolora.run import read_run
+    from audiolora.series.applying import base_of_run, device_folder, forecast_with_run
+    from audiolora.series.checks import check, keep_good
+    from audiolora.series.frames import read
+
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    base = base_of_run(read_run(run))
+    frame = read(data, id_col=id_column, time_col=time_column, target_col=target_column, errors="report")
+    findings = check(frame, freq=base.freq, lookback=base.lookback)
+    if not skip_bad:
+        findings.raise_if_bad()
+    found = forecast_with_run(run, keep_good(frame, findings), others=others)
+    for one in findings.table[findings.table["bad"]].itertuples():
+        say(f"left out: {one.unique_id}, {one.column}: {one.problem}: {one.detail}")
+    missing = [name for name in findings.devices if name not in set(found["unique_id"])]
+    gaps = [name for name in missing if name not in findings.bad_ids]
+    for name in gaps:
+        say(f"{'left out: ' if skip_bad else ''}{name}: a gap in its last {base.lookback} steps")
+    if gaps and not (skip_bad and len(found)):
+        raise ValueError(f"{len(gaps)} devices cannot be forecast; fill their gaps, or leave them out with --skip-bad")
+    strangers = [name for name in found["unique_id"].unique() if not device_folder(run, name).is_dir()]
+    if strangers:
+        say(f"not among the run's devices, so forecast by its {others}: {', '.join(strangers)}")
+    text = found.to_csv(index=False) if format == "csv" else found.to_json(orient="records", date_format="iso") + "\n"
+    write_result(text, out)
+    return EXIT_LEFT_OUT if missing else 0
 
 
 @app.command
@@ -108,7 +171,7 @@ def inspect(run: Path, /) -> None:
 
     from audiolora.report.adapter_table import CONFIG_FILE
     from audiolora.report.run_facts import print_adapter, print_run
-    from audiolora.speech.run import read_run
+    from audiolora.run import read_run
 
     if (run / CONFIG_FILE).is_file():
         return print_adapter(run, Console())
@@ -133,7 +196,7 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
     _prepare_transformers()
     from audiolora.speech.merging import merge_adapter
 
-    merged = merge_adapter(run, out, base=base, overwrite=overwrite, log=_say)
+    merged = merge_adapter(run, out, base=base, overwrite=overwrite, log=say)
     print(
         f"{merged.info.base_model} with {merged.info.adapter} merged, in {out} ({merged.size_bytes / 1e6:,.0f} MB)\n"
         f"checked: loaded again, its logits differ from the adapter's by at most {merged.difference:.1e}\n"
@@ -192,15 +255,15 @@ def _decoder(
 
     info: AdapterInfo | MergedInfo | None
     if adapter is not None:
-        model, whisper, info = load_adapted(adapter, base=base, log=_say)
+        model, whisper, info = load_adapted(adapter, base=base, log=say)
     else:
-        whisper = load_whisper(str(name), log=_say)
+        whisper = load_whisper(str(name), log=say)
         model, info = whisper.model, read_merged(Path(str(name)).expanduser())
     trained_at = info.context if info else "full"
     if context not in (None, trained_at):
-        _say(f"warning: trained at context {trained_at}, decoded at {context} as asked; expect more errors")
+        say(f"warning: trained at context {trained_at}, decoded at {context} as asked; expect more errors")
     if info and info.language and language not in (None, info.language):
-        _say(f"warning: trained on language {info.language}, decoded as {language} as asked; expect more errors")
+        say(f"warning: trained on language {info.language}, decoded as {language} as asked; expect more errors")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return lambda audios: decode.transcribe(
         model,
@@ -224,23 +287,6 @@ def _prepare_transformers() -> None:
     logging.disable_progress_bar()
     # PEFT reads an attribute that transformers has renamed; no user can do anything about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
-def _write(text: str, out: Path | None) -> None:
-    from audiolora.files import write_text
-
-    if out is None:
-        sys.stdout.write(text)
-        return
-    try:
-        write_text(out, text)
-    except OSError:
-        sys.stdout.write(text)  # decoding took long: what it found is not thrown away
-        raise
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def run_app(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -268,7 +314,7 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
         message = _told_in_a_line(error)
         if debug or message is None:
             raise
-        _say(f"error: {message}")
+        say(f"error: {message}")
         sys.exit(EXIT_ERROR)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -107,13 +107,13 @@ def cuda_peak(name: str, column: str, dtype: str) -> float:
     return float(torch.cuda.max_memory_allocated() - before)
 
 
-def save(rows: list[Row]) -> None:
+def save(rows: list[Row], path: Path = RESULTS) -> None:
     """Append the rows, each with the machine and the versions."""
     machine = torch.cuda.get_device_name() if rows and rows[0].device == "cuda" else cpu_name()
     fixed = {"date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "machine": machine}
     fixed |= {name: version(name) for name in ("audiolora", "torch", "peft")}
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*fixed, *Row.__dataclass_fields__])
         if new:
             writer.writeheader()

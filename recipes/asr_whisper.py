@@ -72,6 +72,7 @@ def main(
 
     import audiolora
     from audiolora.report import whisper_run
+    from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.clips import Clips
@@ -79,7 +80,6 @@ def main(
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.run import open_run
     from audiolora.speech.split import keep_split, split_by_text
     from audiolora.speech.training import this_process, train_whisper
     from audiolora.speech.weights import load_whisper

@@ -14,12 +14,12 @@ import soundfile
 from audiolora.inspection import Inspection
 from audiolora.report import whisper_run
 from audiolora.report.whisper_run import Outcome
+from audiolora.run import Run, open_run
 from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance
 from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.run import Run, open_run
 
 REFERENCES = ["press one now", "goodbye"]
 SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}

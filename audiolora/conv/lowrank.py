@@ -63,6 +63,21 @@ def lowrank_both_gradients(
     return torch.cat(dA).permute(1, 2, 0)
 
 
+def lowrank_rows(dz: torch.Tensor, A: torch.Tensor, length: int, geometry: ConvGeometry) -> torch.Tensor:
+    """∂z (N, r, L_out) at the positions of x that each tap of A (…, r, C, k) joins: (N, k·r, ``length``), tap by tap.
+
+    A's taps as rows times this is the adjoint of `lowrank_project` in x, this times x transposed the one in A.
+    """
+    n, r, length_out, k = *dz.shape, A.shape[-1]
+    if k == 1 and geometry.stride == 1 and geometry.padding == geometry.output_padding == 0:
+        return dz
+    rows = dz.new_zeros(n, k, r, length)
+    for tap in range(k):
+        there, here = _positions(tap, length, length_out, geometry)
+        rows[:, tap, :, here] = dz[:, :, there]
+    return rows.view(n, k * r, length)
+
+
 def laid_end_to_end(x: torch.Tensor, slot: int, lead: int = 0) -> torch.Tensor:
     """A batch (N, C, L) as one long sample (1, C, N · slot + lead): before each sample, and at the end, zeros.
 

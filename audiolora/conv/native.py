@@ -6,6 +6,7 @@ is two to forty times slower. Other ways to the same numbers avoid it (measured 
 - long kernels (wav2vec2's positions k = 128, InceptionTime k = 39): sums of convolutions of 13 taps, 2-5 times faster;
 - depthwise ones (Conformer k = 31, ModernTCN k = 51): a column instead of a row, (N, C, L, 1), 8-20 times faster;
 - pointwise ones (k = 1): a matrix product by oneDNN, which reads x where it lies, twice as fast;
+- dilated ones: ∂x as a convolution of ∂y with the kernel turned round, padded by hand, up to three times faster;
 - strided ones: ∂x by one matrix product and k shifted sums, up to a third faster (torch copies it from another order);
 - few inputs to many outputs (wav2vec2's first layer, 1 to 512 channels): ∂W by one matrix product, 5 times faster.
 
@@ -23,6 +24,9 @@ from audiolora.conv.geometry import ConvGeometry
 
 TAPS = 13
 """A kernel longer than this by a few taps is cut into pieces of this many."""
+
+_WORTH_PADDING = 1 << 19
+"""Multiply-adds of a dilated convolution from which copies cost less than oneDNN's own padding."""
 
 _WORTH_ONEDNN = 1 << 16
 """Elements of a matrix from which oneDNN's product with a few rows (8 to 64) beats MKL's."""
@@ -120,6 +124,14 @@ def _is_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: Co
     return ordinary and x.shape[0] > 1 and W.shape[1] >= 64 and _onednn_product(dy, W)
 
 
+def _is_dilated(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+    """Where the kernel reaches further than oneDNN's own padding, and its ∂x, are fast."""
+    reach = geometry.dilation * (W.shape[2] - 1)
+    ordinary = geometry.stride == 1 and not geometry.transposed and W.shape[1] > 1
+    far = geometry.dilation > 1 and TAPS < reach and geometry.padding <= reach
+    return ordinary and far and x.numel() * W[0].numel() >= _WORTH_PADDING and eager_cpu(x)
+
+
 def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and eager_cpu(x)
 
@@ -147,12 +159,21 @@ def convolve(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geomet
     return torch.convolution(x, W, bias, *_arguments(geometry))
 
 
+def convolve_plainly(
+    x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
+) -> torch.Tensor:
+    """`convolve` for what `leaves_gradients_to_torch`, which has looked at the other ways already."""
+    return torch.convolution(x, W, bias, *_arguments(geometry))
+
+
 def input_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
     """∂x (N, C_in, L) from ∂y (N, C_out, L_out); of x only the shape counts."""
     if _is_pointwise(dy, W, geometry):
         return rows_times(W[:, :, 0].mT, dy)
     if _is_long(x, W, geometry):
         return _input_gradient_long(x, W, dy, geometry)
+    if _is_dilated(x, W, geometry):
+        return _input_gradient_dilated(x, W, dy, geometry)
     if _is_strided(x, W, dy, geometry):
         return _input_gradient_strided(x, W, dy, geometry)
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), [True, False, False])[0]
@@ -178,7 +199,7 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
 
 def leaves_gradients_to_torch(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
     """Whether none of the other ways is for this convolution: autograd's own gradients are as fast, and right."""
-    ours = (_is_long, _is_depthwise, _has_few_inputs)
+    ours = (_is_long, _is_depthwise, _has_few_inputs, _is_dilated)
     if any(is_for(x, W, geometry) for is_for in ours) or _is_misread(x, geometry):
         return False
     return geometry.stride == 1 and W.shape[2] > 1
@@ -279,6 +300,30 @@ def _input_gradient_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, 
             outputs, inputs = geometry.tap(j, dy.shape[2], length)
             here[:, inputs] += parts[j, :, outputs]
     return dx
+
+
+def _input_gradient_dilated(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    g, (out_channels, per_group, k) = geometry.groups, W.shape
+    if 2 * geometry.dilation * (k - 1) > dy.shape[2]:
+        return _input_gradient_far(x, W, dy, geometry)
+    turned = W.flip(2).view(g, out_channels // g, per_group, k).transpose(1, 2).reshape(g * per_group, -1, k)
+    margin = geometry.dilation * (k - 1) - geometry.padding
+    unpadded = ConvGeometry(dilation=geometry.dilation, groups=g)
+    return torch.convolution(F.pad(dy, (margin, margin)), turned, None, *_arguments(unpadded))
+
+
+def _input_gradient_far(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    """Where a dilated kernel reaches over much of ∂y, most of a padded one would be zeros: the taps one by one, in one
+    pointwise convolution, and their shifted sum."""
+    g, (out_channels, per_group, k), (n, _, length) = geometry.groups, W.shape, x.shape
+    taps = W.view(g, out_channels // g, per_group, k).permute(0, 3, 2, 1).reshape(g * k * per_group, -1, 1)
+    parts = torch.convolution(dy, taps, None, *_arguments(ConvGeometry(groups=g)))
+    parts = parts.view(n, g, k, per_group, dy.shape[2])
+    dx = dy.new_zeros(n, g, per_group, length)
+    for j in range(k):
+        outputs, inputs = geometry.tap(j, dy.shape[2], length)
+        dx[..., inputs] += parts[:, :, j, :, outputs]
+    return dx.view(x.shape)
 
 
 def _input_gradient_long(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:

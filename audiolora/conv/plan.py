@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
 
 from audiolora.conv.geometry import ConvGeometry
@@ -38,6 +39,7 @@ def low_rank_cost(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -
     return 2 * r * (weight_shape[1] * g * k * geometry.stride + weight_shape[0])
 
 
+@lru_cache(maxsize=4096)
 def gradient_path(weight_shape: Sequence[int], r: int, geometry: ConvGeometry) -> Path:
     """The cheaper way; arguments as in `low_rank_cost`.
 
@@ -63,3 +65,27 @@ def training_overhead(weight_shape: Sequence[int], r: int, geometry: ConvGeometr
     """
     dense = prod(weight_shape)
     return (low_rank_cost(weight_shape, r, geometry) if path is Path.LOW_RANK else dense) / (2 * dense)
+
+
+CACHE_BYTES = 4 << 20
+"""Of one activation of a chunk of devices on CPU: a step's activations then come from the cache, and the allocator."""
+
+ACCELERATOR_BYTES = 256 << 20
+"""The same on an accelerator, where large batches are what is fast."""
+
+DEVICES_AT_MOST = {"cpu": 64, "cuda": 4096}
+
+
+def devices_at_once(activation_bytes: int, device_type: str) -> int:
+    """How many devices of a fleet go through the network together.
+
+    Args:
+        activation_bytes: of the largest activation that one device's batch makes in an adapted module.
+        device_type: ``"cpu"`` or an accelerator's.
+
+    Example:
+        >>> devices_at_once(4 * 64 * 192 * 4, "cpu")  # 4 samples of 64 channels, 192 long
+        21
+    """
+    whole = CACHE_BYTES if device_type == "cpu" else ACCELERATOR_BYTES
+    return max(1, min(whole // max(1, activation_bytes), DEVICES_AT_MOST.get(device_type, 1024)))

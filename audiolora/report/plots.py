@@ -1,18 +1,12 @@
-"""The charts of a report: inline SVG whose colours are CSS variables, so that one drawing fits light and dark pages.
-
-matplotlib draws with a sentinel colour for each role; the sentinels are then replaced by `var(--role)`. No pyplot, no
-global state: a Figure, its own canvas, and rcParams inside a context.
-"""
+"""The charts of a speech report."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from audiolora.report.drawing import AFTER, BEFORE, INK, RULE, inline_svg, styled_figure
 from audiolora.report.page import count
 from audiolora.speech.metrics import ErrorRates
 
@@ -20,11 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from markupsafe import Markup
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Sentinel → CSS variable of templates/style.html.j2. Any six digits do that no colour map of ours draws as a vector.
-INK, MUTED, RULE, BEFORE, AFTER = "#010203", "#010204", "#010205", "#010206", "#010207"
-_CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", BEFORE: "--before", AFTER: "--after"}
 
 # Whisper's own front end: 25 ms windows every 10 ms, 80 mel bands, dynamic range of 80 dB.
 _N_FFT, _HOP, _N_MELS, _RANGE_DB = 400, 160, 80, 80.0
@@ -33,7 +22,7 @@ _LOG_SCALE_RATIO = 30.0  # a loss that falls further than this is unreadable on 
 
 def error_rate_chart(rows: Sequence[tuple[str, ErrorRates]]) -> Markup:
     """Word and character error rate of each row (the first is the model before) with its confidence interval."""
-    with _figure(5.4, 0.62 + 0.44 * 2 * len(rows)) as (figure, axes):
+    with styled_figure(5.4, 0.62 + 0.44 * 2 * len(rows)) as (figure, axes):
         ticks, labels = [], []
         for group, (name, attribute) in enumerate((("WER", "wer"), ("CER", "cer"))):
             for i, (label, rates) in enumerate(rows):
@@ -52,13 +41,13 @@ def error_rate_chart(rows: Sequence[tuple[str, ErrorRates]]) -> Markup:
             f"{label}: word error rate {rates.wer.value:.1f} %, character error rate {rates.cer.value:.1f} %"
             for label, rates in rows
         )
-        return _svg(figure, "rates", f"Error rates. {description}.")
+        return inline_svg(figure, "rates", f"Error rates. {description}.")
 
 
 def edit_chart(rows: Sequence[tuple[str, ErrorRates]]) -> Markup:
     """Substituted, inserted and deleted words of each row."""
     kinds = ("substitutions", "insertions", "deletions")
-    with _figure(5.4, 0.62 + 0.3 * 3 * len(rows)) as (figure, axes):
+    with styled_figure(5.4, 0.62 + 0.3 * 3 * len(rows)) as (figure, axes):
         ticks = []
         for group, kind in enumerate(kinds):
             top = group * (len(rows) + 0.6)
@@ -73,15 +62,21 @@ def edit_chart(rows: Sequence[tuple[str, ErrorRates]]) -> Markup:
             f"{label}: {rates.substitutions} substitutions, {rates.insertions} insertions, {rates.deletions} deletions"
             for label, rates in rows
         )
-        return _svg(figure, "edits", f"Word errors by kind. {description}.")
+        return inline_svg(figure, "edits", f"Word errors by kind. {description}.")
 
 
-def loss_chart(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> Markup:
-    """Loss over optimiser steps: training as a line, development with a marker at each evaluation.
+def loss_chart(
+    train: Sequence[tuple[int, float]],
+    dev: Sequence[tuple[int, float]],
+    *,
+    step: str = "optimiser step",
+    loss: str = "cross-entropy, nats",
+) -> Markup:
+    """Loss over steps: training as a line, development with a marker at each evaluation.
 
-    A value that is not finite breaks its line.
+    A value that is not finite breaks its line. `step` and `loss` name the axes.
     """
-    with _figure(10.4, 2.7) as (figure, axes):
+    with styled_figure(10.4, 2.7) as (figure, axes):
         if train:
             axes.plot(*zip(*train, strict=True), color=BEFORE, linewidth=1.3, label="training")
         if dev:
@@ -97,12 +92,14 @@ def loss_chart(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, floa
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("cross-entropy, nats")
+        axes.set_xlabel(step)
+        axes.set_ylabel(loss)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.legend(frameon=False, labelcolor=INK, loc="upper right")
         last = f" The last development loss is {dev[-1][1]:.3g} at step {dev[-1][0]}." if dev else ""
-        return _svg(figure, "loss", f"Loss curve over {max((s for s, _ in (*train, *dev)), default=0)} steps.{last}")
+        return inline_svg(
+            figure, "loss", f"Loss curve over {max((s for s, _ in (*train, *dev)), default=0)} steps.{last}"
+        )
 
 
 def log_mel_chart(panels: Sequence[tuple[str, np.ndarray]], sample_rate_hz: int) -> Markup:
@@ -116,7 +113,7 @@ def log_mel_chart(panels: Sequence[tuple[str, np.ndarray]], sample_rate_hz: int)
     import numpy as np
 
     longest = max(len(audio) for _, audio in panels) / sample_rate_hz
-    with _figure(10.4, 0.7 + 1.95 * len(panels), rows=len(panels)) as (figure, axes):
+    with styled_figure(10.4, 0.7 + 1.95 * len(panels), rows=len(panels)) as (figure, axes):
         for ax, (title, audio) in zip(axes, panels, strict=True):
             power = librosa.feature.melspectrogram(
                 y=np.asarray(audio, dtype=np.float32), sr=sample_rate_hz, n_fft=_N_FFT, hop_length=_HOP, n_mels=_N_MELS
@@ -142,42 +139,7 @@ def log_mel_chart(panels: Sequence[tuple[str, np.ndarray]], sample_rate_hz: int)
         bar.outline.set_visible(False)
         bar.solids.set_rasterized(True)
         titles = " and ".join(title for title, _ in panels)
-        return _svg(figure, "mel", f"Log-mel spectrograms of one utterance: {titles}.")
-
-
-@contextmanager
-def _figure(width_in: float, height_in: float, *, rows: int | None = None) -> Iterator[tuple[Figure, Any]]:
-    """A styled figure and its axes (an array of `rows` axes that share x where `rows` is given)."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    style: Any = {
-        "font.size": 9.5,
-        "font.family": "sans-serif",
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "axes.labelcolor": MUTED,
-        "axes.edgecolor": RULE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "text.color": INK,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "svg.fonttype": "none",  # text stays text: the page's font, selectable, and its colour follows the scheme
-        "svg.hashsalt": "audiolora",  # the same figures give the same bytes
-        "savefig.dpi": 160,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0)
-        axes: Any = figure.subplots() if rows is None else figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        for ax in [axes] if rows is None else axes:
-            ax.patch.set_alpha(0)
-        yield figure, axes
+        return inline_svg(figure, "mel", f"Log-mel spectrograms of one utterance: {titles}.")
 
 
 def _role(row: int) -> str:
@@ -192,24 +154,3 @@ def _bar_axes(axes: Axes, unit: str) -> None:
     axes.grid(axis="x", color=RULE, linewidth=0.7, zorder=0)
     axes.set_xlim(0, max(1.0, axes.dataLim.xmax) * 1.14)
     axes.set_xlabel(unit)
-
-
-def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as inline SVG. `name` prefixes its ids, which must be unique in the page."""
-    from markupsafe import Markup, escape
-
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    root, rest = drawing.split(">", 1)
-    # The page sets the size, HTML the namespaces.
-    drawing = re.sub(r'\s(?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", root) + ">" + rest
-    drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
-    drawing = re.sub(r'href="#', f'href="#{name}-', drawing)
-    drawing = drawing.replace("url(#", f"url(#{name}-")
-    for sentinel, variable in _CSS_VARIABLES.items():
-        drawing = drawing.replace(sentinel, f"var({variable})")
-    label = escape(description)
-    return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip())

@@ -13,7 +13,7 @@ from audiolora.speech.adapter import INFO_FILE, read_info
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audiolora.speech.run import Run
+    from audiolora.run import Run
 
 Facts = list[tuple[str, str]]
 
@@ -30,15 +30,17 @@ def print_run(run: Run, console: Console) -> None:
     checkpoints = run.whole_checkpoints()
     if (run.adapter / CONFIG_FILE).is_file():
         print_adapter(run.adapter, console)
-    elif checkpoints:
+    elif checkpoints and "horizon" not in run.settings:  # those of a base are no adapter
         console.print(read_adapter(checkpoints[-1]).table())
     sizes = [("adapter", run.adapter), ("checkpoints", run.training), ("whole run", run.folder)]
     _print_facts(console, "sizes", [(name, _size(folder)) for name, folder in sizes if folder.exists()])
     if not run.finished:
         return _print_facts(console, "how far it got", _progress(run, checkpoints))
-    from audiolora.report.whisper_run import show
+    from audiolora.report import fleet_run, series_run, whisper_run
 
-    return show(run)
+    if "chunk" in run.settings:
+        return fleet_run.show(run)
+    return series_run.show(run) if "horizon" in run.settings else whisper_run.show(run)
 
 
 def print_adapter(folder: Path, console: Console) -> None:

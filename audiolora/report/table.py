@@ -80,6 +80,13 @@ def print_summary(
     if title:
         out.print(Text(title, style="bold"))
     out.print(summary_table(rows))
+    print_next_steps(next_steps, out)
+
+
+def print_next_steps(next_steps: Sequence[tuple[str, str]], out: Console) -> None:
+    """(what, where) a line; a long path is never broken."""
+    from rich.text import Text
+
     width = max((len(what) for what, _ in next_steps), default=0)
     for what, where in next_steps:
         line = Text.assemble((f"{what:<{width}}  ", "dim"), where)

@@ -17,9 +17,9 @@ from audiolora.speech.prompts import BUILTIN
 
 if TYPE_CHECKING:
     from audiolora.inspection import Inspection
+    from audiolora.run import Run
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
-    from audiolora.speech.run import Run
     from audiolora.speech.weights import LoadedWhisper
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from audiolora.series.problems import require_long
+from audiolora.series.steps import parse_freq
 
 CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 """The columns that `with_calendar` adds; pass them as `known`."""
@@ -41,3 +44,24 @@ def with_calendar(frame: pd.DataFrame, *, time_zone: str = "UTC") -> pd.DataFram
     turns = {"hour": 2 * np.pi * day, "weekday": 2 * np.pi * week}
     waves = {f"{name}_{wave.__name__}": wave(turn) for name, turn in turns.items() for wave in (np.sin, np.cos)}
     return frame.assign(**waves)
+
+
+def with_horizon(frame: pd.DataFrame, horizon: int, *, freq: Any) -> pd.DataFrame:
+    """A copy of `frame` with `horizon` more steps behind each device's last measured y, in which all is missing (NaN).
+
+    The calendar of these steps is what a forecaster reads; rows that are there already stay as they are.
+
+    Example:
+        >>> frame = pd.DataFrame({"unique_id": "a", "ds": pd.to_datetime(["2024-01-01 06:00"]), "y": [1.0]})
+        >>> with_horizon(frame, 2, freq="h")["y"].tolist()
+        [1.0, nan, nan]
+    """
+    require_long(frame)
+    last = frame[frame["y"].notna()].groupby("unique_id", sort=False)["ds"].max()
+    steps = [last + h * parse_freq(freq) for h in range(1, horizon + 1)]
+    more = pd.concat([step.reset_index() for step in steps], ignore_index=True)
+    more = more.astype({"unique_id": frame["unique_id"].dtype, "ds": frame["ds"].dtype})
+    joined = pd.concat([frame, more], ignore_index=True).drop_duplicates(["unique_id", "ds"], keep="first")
+    order = {name: place for place, name in enumerate(frame["unique_id"].unique())}
+    return joined.sort_values(["unique_id", "ds"], key=lambda c: c.map(order) if c.name == "unique_id" else c,
+                              ignore_index=True)  # fmt: skip

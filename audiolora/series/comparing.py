@@ -50,15 +50,18 @@ def compare(
     """
     rolling = {"origins": origins, "step": step, "start": start}
     columns = ["unique_id", "ds", "y", *forecaster.channels[1:]]
-    found = forecaster.backtest(frame, **rolling)
+    seen = forecaster.windows_at(frame, forecaster.cutoffs(frame, **rolling))
+    found = forecaster.forecast_at(seen, frame)
     more = dict(others or {})
     if taken := sorted(set(more) & {"seasonal_naive", "ridge", forecaster.name, *frame.columns}):
         raise ValueError(f"others: {', '.join(taken)} is a column already; take another name")
     if isinstance(forecaster.net, PeftModel) and "zero_shot" not in more:
         with forecaster.net.disable_adapter():
-            found = _beside(found, _renamed(forecaster.backtest(frame, **rolling), forecaster.name, "zero_shot"))
+            found = _beside(found, _renamed(forecaster.forecast_at(seen, frame), forecaster.name, "zero_shot"))
     for name, other in more.items():
-        found = _beside(found, _renamed(other.backtest(frame, **rolling), other.name, name))
+        alike = _reads(other) == _reads(forecaster)  # then it sees the same windows, which take longest to cut
+        table = other.forecast_at(seen, frame) if alike else other.backtest(frame, **rolling)
+        found = _beside(found, _renamed(table, other.name, name))
     cutoffs = found[["unique_id", "cutoff"]].drop_duplicates()
     if cutoffs.empty:
         raise ValueError("no device has a whole lookback at any of the cutoffs; take another start, or fill the gaps")
@@ -68,6 +71,10 @@ def compare(
         after=after, until=cutoffs["cutoff"].min(),
     )  # fmt: skip
     return _beside(found, linear)
+
+
+def _reads(forecaster: Forecaster) -> tuple[Any, ...]:
+    return forecaster.lookback, forecaster.horizon, forecaster.freq, forecaster.channels, forecaster.known
 
 
 def _renamed(table: pd.DataFrame, name: str, new: str) -> pd.DataFrame:

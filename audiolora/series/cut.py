@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -45,6 +46,13 @@ def rows_of(seen: Windows, rows: np.ndarray) -> Windows:
     arrays = {f.name: getattr(seen, f.name) for f in fields(seen)}
     per_window = {name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)}
     return replace(seen, **per_window)
+
+
+def joined(parts: Sequence[Windows]) -> Windows:
+    """Windows behind one another, at least one part; the counts are those of the first."""
+    arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}
+    per_window: dict[str, Any] = {name: np.concatenate(v) for name, v in arrays.items() if isinstance(v[0], np.ndarray)}
+    return replace(parts[0], **per_window)
 
 
 def _boundary(frame: pd.DataFrame, after: Any, val: Any) -> pd.Timestamp:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import pandas as pd
 
 from audiolora.packages import FetchError, Log, fetch_pypi, read_member
 from audiolora.series.frames import read
+from audiolora.series.steps import fixed_ns, freq_name, infer_freq, parse_freq
+
+_DAY_NS = 24 * 3600 * 10**9
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,49 @@ def fetch_fleet(name: str = "citylearn", *, log: Log = print) -> SensorFleet:
     log(f"{name}: {frame['unique_id'].nunique()} devices, {len(frame)} rows, every {package.freq}; {package.licence}")
     source = f"{package.requirement}, {package.member}"
     return SensorFleet(name, frame, package.freq, package.seasonality, package.what, package.licence, source)
+
+
+def open_fleet(
+    data: str,
+    *,
+    freq: Any = None,
+    seasonality: int | None = None,
+    columns: Mapping[str, Any] | None = None,
+    log: Log = print,
+) -> SensorFleet:
+    """A fleet by its name, or from a file of the user's own; nothing is checked yet but the columns.
+
+    Args:
+        data: a name that `fetch_fleet` knows, or a CSV or Parquet file, long or wide.
+        freq: the step; by default the fleet's, or the most frequent one in the file.
+        seasonality: steps a season has; by default those of a day.
+        columns: ``id_col``, ``time_col``, ``target_col`` of a file, as in `frames.read`.
+        log: as in `fetch_fleet`.
+
+    Returns:
+        The fleet; rows of a file that cannot be read are left for `checks.check` to report.
+
+    Raises:
+        ValueError: neither a name nor a file, or a step for which a day is no season.
+    """
+    if data in FLEETS:
+        fleet = fetch_fleet(data, log=log)
+        return replace(fleet, freq=freq or fleet.freq, seasonality=seasonality or fleet.seasonality)
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--data {data}: no such file, and no fleet to fetch; those are {', '.join(FLEETS)}")
+    frame = read(path, errors="report", **(columns or {}))
+    stamps = [rows["ds"].dropna().to_numpy("datetime64[ns]") for _, rows in frame.groupby("unique_id")]
+    step = freq_name(freq) if freq is not None else infer_freq(stamps)
+    if step is None:
+        raise ValueError(f"{data}: too few stamps to tell the step from; name it: freq='h'")
+    if seasonality is None:
+        width = fixed_ns(parse_freq(step))
+        if width is None or _DAY_NS % width or width == _DAY_NS:
+            raise ValueError(f"{data}: a day is no season of steps of {step}; name the steps of one: seasonality=7")
+        seasonality = _DAY_NS // width
+    nothing = "your own; audiolora knows nothing of its licence"
+    return SensorFleet(path.stem, frame, step, seasonality, "what the file measures", nothing, str(data))
 
 
 _CITYLEARN_COLUMNS = {

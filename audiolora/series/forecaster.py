@@ -22,12 +22,12 @@ from peft import PeftModel
 from torch import nn
 
 from audiolora.series.baselines import long_form
-from audiolora.series.cut import rows_of, train_and_validation
+from audiolora.series.cut import joined, rows_of, train_and_validation
 from audiolora.series.losses import forecast_loss
 from audiolora.series.problems import require_long
 from audiolora.series.scaling import Scaler, WindowScaler
 from audiolora.series.steps import freq_name, parse_freq
-from audiolora.series.windows import Windows, latest
+from audiolora.series.windows import Windows, latest, windows
 
 _ROWS_AT_ONCE = 1024
 
@@ -171,13 +171,19 @@ class Forecaster:
         Raises:
             ValueError: an origin behind the last stamp.
         """
+        return self.forecast_at(
+            self.windows_at(frame, self.cutoffs(frame, origins=origins, step=step, start=start)), frame
+        )
+
+    def windows_at(self, frame: pd.DataFrame, cutoffs: Sequence[pd.Timestamp]) -> Windows:
+        """What the network would see at each cutoff; the same for all forecasters with this one's settings."""
         frame = self._columns(frame)
-        tables = []
-        for cutoff in self.cutoffs(frame, origins=origins, step=step, start=start):
-            seen = latest(frame, **self._latest(), at=cutoff)
-            tables.append(self._forecast(rows_of(seen, seen.cutoff == cutoff.to_datetime64())))
-        found = pd.concat(tables, ignore_index=True)
-        found = found.merge(frame[["unique_id", "ds", "y"]], on=["unique_id", "ds"], how="left")
+        parts = [(latest(frame, **self._latest(), at=cutoff), cutoff.to_datetime64()) for cutoff in cutoffs]
+        return joined([rows_of(seen, seen.cutoff == cutoff) for seen, cutoff in parts])
+
+    def forecast_at(self, seen: Windows, frame: pd.DataFrame) -> pd.DataFrame:
+        """The forecasts of `windows_at`, and y out of `frame`; as `backtest` gives them."""
+        found = self._forecast(seen).merge(frame[["unique_id", "ds", "y"]], on=["unique_id", "ds"], how="left")
         first = ["unique_id", "ds", "cutoff", "y"]
         return found.sort_values(["unique_id", "cutoff", "ds"], ignore_index=True)[
             [*first, *(name for name in found.columns if name not in first)]
@@ -198,6 +204,20 @@ class Forecaster:
             raise ValueError(f"the cutoff {found[-1]} has nothing behind it, y ends at {last}; take fewer origins, a "
                              "smaller step or an earlier start")  # fmt: skip
         return found
+
+    def validation_loss(self, frame: pd.DataFrame, *, after: Any, until: Any = None) -> float:
+        """The mean loss, on scaled values, over every window of `frame` with targets in (after, until]."""
+        span = {"freq": self.freq, "known": self.known, "after": after, "until": until}
+        seen = windows(self._columns(frame), self.lookback, self.horizon, **span)
+        if not len(seen):
+            raise ValueError(f"no window has its targets in ({after}, {until}]; give more history, or fill its gaps")
+        scaled = self.scaler.statistics(seen)
+        forecast = torch.from_numpy(self._run(scaled.transform(seen.x)))
+        return float(self._loss(forecast, torch.from_numpy(scaled.transform_target(seen.y)).double()))
+
+    def over(self, net: nn.Module, **changes: Any) -> Forecaster:
+        """The same settings, or those in `changes`, over another network, such as an adapted copy of this one's."""
+        return Forecaster(net, **(self.settings() | {"scaler": self.scaler} | changes))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapter in PEFT's format, or the whole network, and ``forecaster.json``, in place of the folder."""
@@ -248,15 +268,15 @@ class Forecaster:
     def _forecast(self, seen: Windows) -> pd.DataFrame:
         """Forecasts in y's unit; quantiles are sorted, so that they never cross."""
         statistics = self.scaler.statistics(seen)
-        scaled = self._run(statistics.transform(seen.x))
+        scaled = self._run(statistics.transform(seen.x), seen)
         values = statistics.inverse_target(np.sort(scaled, axis=2) if self.quantiles else scaled)
         if not self.quantiles:
             return long_form(seen, {self.name: values})
         columns = {f"{self.name}_q{q:g}": values[..., i] for i, q in enumerate(self.quantiles)}
         return long_form(seen, {self.name: values[..., self.quantiles.index(0.5)], **columns})
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        """The network on scaled windows, in evaluation mode, float64."""
+    def _run(self, x: np.ndarray, seen: Windows | None = None) -> np.ndarray:
+        """The network on scaled windows, in evaluation mode, float64; a fleet's depends on whose they are (`seen`)."""
         device = next((p.device for p in self.net.parameters()), torch.device("cpu"))
         if not len(x):
             return np.empty((0, self.horizon, len(self.quantiles)) if self.quantiles else (0, self.horizon))

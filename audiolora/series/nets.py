@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +50,8 @@ class TCNForecaster(nn.Module):
         except ImportError as error:
             raise ImportError('TCNForecaster needs pytorch-tcn; pip install "audiolora[series]"') from error
         self.horizon, self.quantiles = horizon, quantiles
+        self.settings = {"channels_in": channels_in, "horizon": horizon, "quantiles": quantiles, "channels": channels,
+                         "dilations": list(dilations), "kernel_size": kernel_size, "dropout": dropout}  # fmt: skip
         self.tcn = TCN(
             channels_in,
             [channels] * len(dilations),
@@ -72,3 +75,20 @@ class TCNForecaster(nn.Module):
             >>> stream = Stream(net, channels=1, forward=net.at_every_step)
         """
         return self.head(self.tcn(x).mT).mT
+
+
+def base_network(settings: Mapping[str, Any]) -> TCNForecaster:
+    """The base of a recipe's run, with weights drawn from its seed: y and the calendar in, ``horizon`` steps out.
+
+    Args:
+        settings: of the run: ``horizon``, ``channels``, ``seed``.
+
+    Example:
+        >>> base_network({"horizon": 24, "channels": 8, "seed": 0}).horizon
+        24
+    """
+    from audiolora.series.calendar import CALENDAR
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        return TCNForecaster(1 + len(CALENDAR), settings["horizon"], channels=settings["channels"])

@@ -19,6 +19,7 @@ from torch import nn
 
 from audiolora.files import replace_folder, write_json
 from audiolora.integration import enabled
+from audiolora.series.nets import TCNForecaster
 from audiolora.series.training import fingerprint
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 INFO_FILE = "forecaster.json"
 NETWORK_FILE = "network.safetensors"
+NETWORK_INFO = "network.json"
+"""Beside a whole `TCNForecaster`: what to build it with again."""
 
 
 def base_fingerprint(net: nn.Module) -> str:
@@ -66,6 +69,8 @@ def save_forecaster(forecaster: Forecaster, folder: Path) -> None:
         save_file(
             {name: t.detach().cpu().clone().contiguous() for name, t in net.state_dict().items()}, new / NETWORK_FILE
         )
+    if isinstance(net, TCNForecaster):
+        write_json(new / NETWORK_INFO, {"network": "TCNForecaster", "settings": net.settings})
     kind = {"kind": "adapter", "base": base_fingerprint(net)} if isinstance(net, PeftModel) else {"kind": "network"}
     write_json(new / INFO_FILE, {"format": FORMAT, **kind, **forecaster.settings()})
     replace_folder(new, folder)

@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, Train
 
 from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
 from audiolora.files import write_json
+from audiolora.running_statistics import hold_statistics
 
 TRAINED = "trained.safetensors"
 """In a checkpoint: the trained tensors and the buffers. In the run's folder, as ``start.safetensors``: at the start."""
@@ -164,16 +165,11 @@ class _FitTrainer(NamesAFullDisk, Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._forecast_loss, self._toward_base = forecast_loss, toward_base
-        # In training mode a batch norm would go on learning its statistics, although it is frozen.
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        whole = all(p.requires_grad for p in self.model.parameters())
-        self._frozen_norms = [m for m in norms if not whole and not any(p.requires_grad for p in m.parameters())]
+        hold_statistics(self.model)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._from_start = [(p, start[name].to(p.device)) for name, p in trained] if toward_base else []
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        for norm in self._frozen_norms:
-            norm.eval()
         loss = self._forecast_loss(model(inputs["x"]), inputs["y"])
         if model.training and self._from_start:
             loss = loss + self._toward_base / 2 * sum((p - start).square().sum() for p, start in self._from_start)

@@ -28,6 +28,10 @@ WAYS = {
     "few inputs, padded": ((2, 3, 1500), (64, 3, 3), ConvGeometry(padding=1, dilation=2)),
     "strided": ((2, 64, 3001), (48, 64, 3), ConvGeometry(stride=2, padding=1)),
     "strided beyond its kernel": ((2, 64, 4200), (48, 64, 2), ConvGeometry(stride=3, dilation=2)),
+    "dilated": ((4, 32, 200), (40, 32, 3), ConvGeometry(padding=9, dilation=16)),
+    "dilated, grouped": ((4, 32, 200), (40, 8, 4), ConvGeometry(dilation=8, groups=4)),
+    "dilated, reaching far": ((4, 32, 200), (40, 32, 3), ConvGeometry(padding=64, dilation=64)),
+    "dilated, reaching far, grouped": ((4, 64, 150), (48, 32, 2), ConvGeometry(padding=3, dilation=90, groups=2)),
     "plain": ((2, 8, 40), (12, 8, 3), ConvGeometry(stride=2, padding=1)),
     "strided, dilated, padded": ((2, 3, 96), (64, 3, 11), ConvGeometry(3, 20, 2)),
     "strided, dilated, padded and transposed": ((3, 4, 38), (4, 120, 13), ConvGeometry(3, 24, 2, 1, True, 2)),
@@ -129,7 +133,8 @@ def test_products(n: int, m: int, channels: int, length: int) -> None:
 
 def test_each_way_is_taken_by_some_of_the_shapes_above() -> None:
     """Else the tests above would compare torch with itself."""
-    for condition in (native._is_pointwise, native._is_long, native._is_depthwise, native._has_few_inputs):
+    conditions = (native._is_pointwise, native._is_long, native._is_depthwise, native._has_few_inputs)
+    for condition in (*conditions, native._is_dilated):
         taken = [condition(torch.empty(x), torch.empty(W), geometry) for x, W, geometry in WAYS.values()]
         assert any(taken) and not all(taken), condition.__name__
     dys = {name: torch.empty(2, W[0], 1500) for name, (_, W, _) in WAYS.items()}

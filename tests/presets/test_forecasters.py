@@ -160,14 +160,9 @@ def test_several_channels_and_static_features() -> None:
         assert run(model).isfinite().all()
 
 
-def test_patchtst_s_batch_norm_must_stay_in_eval_mode(tmp_path: Path) -> None:
-    """docs/nets.md says so: its running statistics are the base's, and no adapter's file has them."""
+def test_patchtst_s_batch_norm_stays_as_it_is() -> None:
     model = audiolora.adapt(FORECASTERS["PatchTST"].make(), r=2)
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running_" in name}
     assert before
-    model.eval()
-    run(model)
+    run(model.train())
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if name in before)
-    model.train()
-    run(model)
-    assert not any(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if name in before)

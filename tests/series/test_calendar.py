@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolora.series.calendar import CALENDAR, with_calendar
+from audiolora.series.calendar import CALENDAR, with_calendar, with_horizon
 from tests.series.histories import device
 
 
@@ -38,3 +38,14 @@ def test_a_calendar_twice_and_an_unknown_zone_are_refused():
         with_calendar(with_calendar(device("a", 3)))
     with pytest.raises(ValueError, match="'Paris' is unknown"):
         with_calendar(device("a", 3), time_zone="Paris")
+
+
+def test_the_horizon_is_appended_behind_the_last_measurement_of_each_device():
+    hours = pd.date_range("2024-01-01", periods=4, freq="h")
+    frame = pd.DataFrame({"unique_id": ["b"] * 4 + ["a"] * 4, "ds": [*hours, *hours], "y": [1.0] * 6 + [np.nan] * 2})
+    found = with_horizon(frame, 2, freq="h")
+    assert found["unique_id"].tolist() == ["b"] * 6 + ["a"] * 4
+    ahead = [hours[-1] + h * pd.Timedelta("1h") for h in (1, 2)]
+    assert found.loc[found["unique_id"] == "b", "ds"].tolist() == [*hours, *ahead]
+    assert found["y"].isna().sum() == 4 and found["ds"].dtype == frame["ds"].dtype
+    pd.testing.assert_frame_equal(found.dropna().reset_index(drop=True), frame.dropna().reset_index(drop=True))

@@ -14,7 +14,7 @@ import pytest
 from audiolora.packages import FetchError
 from audiolora.series import fleets
 from audiolora.series.checks import check
-from audiolora.series.fleets import FLEETS, fetch_fleet
+from audiolora.series.fleets import FLEETS, fetch_fleet, open_fleet
 
 HOURS = 72
 RNG = np.random.default_rng(0)
@@ -183,3 +183,18 @@ def test_the_real_fleet_is_what_it_was_found_to_be(name, tmp_path, monkeypatch):
     devices, rows, problems = REAL[name]
     assert (found.frame["unique_id"].nunique(), len(found.frame)) == (devices, rows)
     assert {*check(found.frame, freq=found.freq, lookback=7 * found.seasonality).table["problem"]} == problems
+
+
+def test_a_file_is_a_fleet_with_its_own_step_and_season(tmp_path):
+    ds = pd.date_range("2024-01-01", periods=96, freq="15min")
+    pd.DataFrame({"pump": "a", "when": ds, "kW": 1.0}).to_csv(tmp_path / "pumps.csv", index=False)
+    columns = {"id_col": "pump", "time_col": "when", "target_col": "kW"}
+    found = open_fleet(str(tmp_path / "pumps.csv"), columns=columns)
+    assert (found.name, found.freq, found.seasonality, len(found.frame)) == ("pumps", "15min", 96, 96)
+    assert open_fleet(str(tmp_path / "pumps.csv"), columns=columns, seasonality=4, freq="h").seasonality == 4
+    days = pd.date_range("2024-01-01", periods=3)
+    pd.DataFrame({"ds": days, "a": 1.0}).to_csv(tmp_path / "daily.csv", index=False)
+    with pytest.raises(ValueError, match="a day is no season of steps of D; name the steps of one: seasonality=7"):
+        open_fleet(str(tmp_path / "daily.csv"))
+    with pytest.raises(ValueError, match="no such file, and no fleet to fetch; those are citylearn"):
+        open_fleet("nowhere.csv")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from audiolora.run import Run
 from audiolora.speech.adapter import load_adapted
 from audiolora.speech.merging import MergedInfo, MergeError, merge_adapter, read_merged
-from audiolora.speech.run import Run
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 

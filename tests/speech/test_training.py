@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from audiolora.run import WHOLE
 from audiolora.speech.manifests import read_utterances
-from audiolora.speech.run import WHOLE
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.training import WhisperTrainer, last_whole_checkpoint
 from tests.speech.tiny_training import MOMENTS, Job, final, fit, train, write_clips

@@ -1,10 +1,11 @@
-"""The folder of a run: what it was set to, how far it got, and what it leaves.
+"""The folder of a run, of speech or of series: what it was set to, how far it got, and what it leaves.
 
 runs/NAME/  settings.json   what was asked for; a run only continues under the same settings
-            split.json      which utterances were trained on, chosen by, and tested on
-            before.json     the zero-shot texts, so that a resumed run need not decode them again
-            training/       checkpoints to resume from, metrics.jsonl
-            adapter/        in PEFT's format, with its model card
+            split.json      what is trained on, chosen by, and tested on: utterances, or devices and times
+            before.json     speech: the zero-shot texts, so that a resumed run need not decode them again
+            training/       checkpoints to resume from
+            adapter/        speech: the adapter in PEFT's format, with its model card
+            base/, devices/ series: the base, and a folder a device with its adapters and forecasts
             metrics.jsonl   the training history
             summary.json    the figures; written last: a run that has it is finished
             report.html     the same figures to look at

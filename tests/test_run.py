@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from audiolora.speech.run import WHOLE, Run, open_run, read_run
+from audiolora.run import WHOLE, Run, open_run, read_run
 
 SETTINGS = {"model": "m", "r": {"conv": 4}, "epochs": 2, "test": 0.5}
 
