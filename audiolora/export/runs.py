@@ -30,6 +30,7 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    processor: Path | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
@@ -41,6 +42,7 @@ def export_runs(
         base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
     Raises:
@@ -68,10 +70,40 @@ def export_runs(
             if (found := described[name]) is not None
         }
         return export(forecaster, out, adapters=ids, tasks=own, dynamic=dynamic, **settings)
+    found = {peft: _processor(folders[name]) for peft, name in ids.items()}
+    if processor is not None or any(found.values()):
+        return _export_ctc(model, out, ids, found, processor, **settings)
     if shape is None:
-        raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
+        raise ValueError(
+            "no run says what the network takes; give the shape of an input: --shape 2,5,168, or for a CTC model its "
+            "processor's folder: --processor DIR"
+        )
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _export_ctc(
+    model: nn.Module, out: Path, ids: dict[str, str], found: dict[str, Path | None], named: Path | None, **settings: Any
+) -> Exported:
+    """With the alphabet of each run that has another than the base's."""
+    from transformers import Wav2Vec2Processor
+
+    from audiolora.export.ctc import ctc_task
+
+    folder = named or next(each for each in found.values() if each is not None)
+    base = Wav2Vec2Processor.from_pretrained(folder)
+    task = ctc_task(model, base)
+    own = {peft: ctc_task(model, Wav2Vec2Processor.from_pretrained(each)) for peft, each in found.items() if each}
+    tasks = {peft: each for peft, each in own.items() if each != task}
+    return export(model, out, adapters=ids, processor=base, task=task, tasks=tasks, **settings)
+
+
+def _processor(adapter: Path) -> Path | None:
+    """Beside an adapter, or in it."""
+    for folder in (adapter / "processor", adapter.parent / "processor"):
+        if folder.is_dir():
+            return folder
+    return None
 
 
 def _id(run: Path) -> str:

@@ -173,7 +173,7 @@ def fold(twin: nn.Module, adapter: str) -> dict[str, Fold]:
                 raise ValueError(f"{path}: adapters are merged into the base; call unmerge_adapter() before the export")
             found |= {f"{path}.{name}": part for name, part in _layer_folds(path, module, adapter).items()}
         elif isinstance(module, ModulesToSaveWrapper):
-            found |= {f"{path}.{name}": part for name, part in _saved_folds(module, adapter).items()}
+            found |= {f"{path}.{name}": part for name, part in _saved_folds(path, module, adapter).items()}
         elif isinstance(module, AuxiliaryTrainingWrapper) and adapter in module._adapters:
             raise ValueError(f"{path}: a {type(module).__name__} has no form for export; leave it out of the adapter")
     return found
@@ -210,10 +210,17 @@ def _lora_folds(layer: BaseTunerLayer, adapter: str, term: LowRank, weight: torc
     return folds
 
 
-def _saved_folds(wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
+def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
     if adapter not in wrapper.modules_to_save:
         return {}
     own, base = wrapper.modules_to_save[adapter].state_dict(), wrapper.original_module.state_dict()
+    for name in base:
+        if own[name].shape != base[name].shape:
+            raise ValueError(
+                f"{path}.{name}: {tuple(own[name].shape)} in adapter {adapter!r}, {tuple(base[name].shape)} in the base, "
+                "and a graph has one size (an alphabet of another size is another head): give the base this head before "
+                "the adapters are made, or export a bundle of its own"
+            )
     return {name: Fold(delta=own[name] - base[name]) for name in base if base[name].is_floating_point()}
 
 

@@ -1,0 +1,225 @@
+"""CTC models as bundles: logits and texts are transformers', from audio, for any batch and length."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiolora.edge import Session
+from audiolora.edge.network import difference
+from audiolora.export import add_adapter, export
+from audiolora.export.ctc import ctc_task
+from tests.export.ctc_models import LAYER, LETTERS, OF_FAMILY, adapted, clips, ctc_model, processor
+from tests.export.networks import randomise
+
+ADAPTERS = (None, "anna", "bob")
+RATE_HZ = 16_000
+
+
+@cache
+def made(masked: bool) -> Any:
+    """With one layer: tracing is what takes the time."""
+    return adapted(ctc_model(num_hidden_layers=1, **(LAYER if masked else {})))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["group norm", "layer norm"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """Folder, model, processor."""
+    folder = tmp_path_factory.mktemp("ctc")
+    masked: bool = request.param
+    its_processor = processor(folder, masked=masked)
+    export(made(masked), folder / "bundle", processor=its_processor)
+    return folder / "bundle", made(masked), its_processor
+
+
+@pytest.fixture(scope="module")
+def session(bundle: tuple[Path, Any, Any]) -> Session:
+    made = Session(bundle[0], threads=1)
+    made.load("anna")
+    made.load("bob")
+    return made
+
+
+def transformers_logits(model: Any, adapter: str | None, inputs: Any) -> np.ndarray:
+    """(N, frames, vocabulary)."""
+    with torch.no_grad():
+        if adapter is None:
+            with model.disable_adapter():
+                return model(**inputs).logits.numpy()
+        model.set_adapter(adapter)
+        return model(**inputs).logits.numpy()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_texts_are_transformers_for_each_clip(bundle: Any, session: Session, adapter: str | None) -> None:
+    _, model, its_processor = bundle
+    several = clips(9000, 4001, 20_000, 655)
+    wanted = []
+    for clip in several:
+        inputs = its_processor(clip, sampling_rate=RATE_HZ, return_tensors="pt")
+        path = transformers_logits(model, adapter, inputs).argmax(axis=2)
+        wanted += its_processor.batch_decode(path)
+    assert session.transcribe(several, RATE_HZ, adapter, batch_size=3) == wanted
+    assert session.transcribe(several[0], RATE_HZ, adapter) == wanted[0]
+    assert session.bind(adapter).transcribe(several[0], RATE_HZ) == wanted[0]
+    words = session.words(several[0], RATE_HZ, adapter)
+    assert " ".join(word.text for word in words) == " ".join(wanted[0].split())
+    assert all(0 <= word.start_s < word.end_s <= 9000 / RATE_HZ for word in words)
+
+
+def test_a_padded_batch_is_transformers(bundle: Any, session: Session) -> None:
+    """The graph itself: with its mask where it has one; without, the padding is heard, as transformers hears it."""
+    _, model, its_processor = bundle
+    for lengths in ((9000, 4001, 655), (2000,), (12_345, 12_000)):
+        how = {"sampling_rate": RATE_HZ, "padding": True, "return_tensors": "pt"}
+        inputs = its_processor(clips(*lengths), **how)
+        wanted = transformers_logits(model, "bob", inputs)
+        given = {"input_values": inputs["input_values"].numpy()}
+        if "attention_mask" in inputs:
+            given["lengths"] = np.array(lengths, np.int64)
+        assert set(given) == {spec.name for spec in session.manifest.graphs["base"].inputs}
+        assert difference(session.run(given, "bob"), wanted) < 1e-5
+
+
+def test_a_masked_clip_does_not_hear_its_neighbours(bundle: Any, session: Session) -> None:
+    if not session.manifest.task.masked:
+        pytest.skip("such a clip runs alone")
+    several = clips(9000, 4001, 20_000)
+    together = session.transcribe(several, RATE_HZ, "anna", batch_size=3)
+    assert together == [session.transcribe(clip, RATE_HZ, "anna") for clip in several]
+
+
+def test_the_manifest_says_how_audio_becomes_text(session: Session, bundle: Any) -> None:
+    task = session.manifest.task
+    assert (task.sample_rate_hz, task.normalized, task.stride, task.fewest_samples) == (RATE_HZ, True, 320, 245)
+    assert (task.vocabulary, task.blank, task.delimiter, task.dropped) == (LETTERS, "<pad>", "|", ())
+    assert session.selftest("anna") < 1e-5
+    with pytest.raises(ValueError, match="sample_rate_hz must be 16000.*got 8000; resample first"):
+        session.transcribe(clips(9000)[0], 8000)
+    assert session.manifest.graphs["base"].outputs[0].name == "logits"
+
+
+def test_spoken_digits(bundle: Any, session: Session, audiolora_data: Path) -> None:
+    from audiolora.speech.audio import read_audio
+
+    _, model, its_processor = bundle
+    names = ("0_george_0", "7_jackson_3", "9_theo_11")
+    several = [read_audio(audiolora_data / "spoken_digits" / "recordings" / f"{name}.wav") for name in names]
+    for clip, found in zip(several, session.transcribe(several, RATE_HZ, "bob"), strict=True):
+        inputs = its_processor(clip, sampling_rate=RATE_HZ, return_tensors="pt")
+        (wanted,) = its_processor.batch_decode(transformers_logits(model, "bob", inputs).argmax(axis=2))
+        assert found == wanted
+
+
+def test_an_adapter_with_an_alphabet_of_its_own(bundle: Any, tmp_path: Path) -> None:
+    folder, model, _ = bundle
+    letters = (*LETTERS[:5], *(chr(ord("а") + i) for i in range(27)))  # Cyrillic
+    own = ctc_task(model, processor(tmp_path, masked=True, letters=letters))
+    own = replace(own, masked=json.loads((folder / "base/manifest.json").read_text())["task"]["masked"])
+    add_adapter(model, folder, "anna", id="anya", task=own)
+    session = Session(folder, threads=1)
+    session.load("anya")
+    session.load("anna")
+    latin, cyrillic = (session.transcribe(clips(9000)[0], RATE_HZ, name) for name in ("anna", "anya"))
+    assert cyrillic == latin.translate(dict(zip(map(ord, LETTERS[5:]), letters[5:], strict=True)))
+    for short in (letters[:-1], (*letters, "ю")):
+        with pytest.raises(ValueError, match="vocabulary must be of the base's size, 32"):
+            add_adapter(model, folder, "anna", id="short", task=replace(own, vocabulary=short))
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    model = adapted(ctc_model(), "anna")
+    model.get_base_model().lm_head.modules_to_save["anna"] = torch.nn.Linear(32, 40)
+    with pytest.raises(ValueError, match=r"lm_head.weight: \(40, 32\) in adapter 'anna', \(32, 32\) in the base"):
+        export(model, tmp_path / "b", processor=processor(tmp_path))
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_no_such_model_or_processor_is_refused(tmp_path: Path) -> None:
+    its_processor = processor(tmp_path)
+
+    def refused(message: str, model: Any = None, by: Any = its_processor, **how: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            export(ctc_model() if model is None else model, tmp_path / "b", processor=by, **how)
+        assert not (tmp_path / "b").exists()
+
+    refused("goes with one of Wav2Vec2ForCTC.*got Linear", torch.nn.Linear(2, 2))
+    bert = type("Wav2Vec2BertForCTC", (torch.nn.Module,), {})()
+    refused("Wav2Vec2BertForCTC hears log-mel features.*no processor", bert)
+    refused("processor.feature_extractor must be a Wav2Vec2FeatureExtractor, got NoneType", by=object())
+    refused("tokenizer is another model's: x, y, z, '", ctc_model(vocab_size=28))
+    refused("blank is output 5 .*writes as 'a', and its pad_token is '<pad>'", ctc_model(pad_token_id=5))
+    refused("example must be a clip.*at least 565", example=np.zeros(300, np.float32))
+    refused("give none beside it", parts=[])
+    left = processor(tmp_path)
+    left.feature_extractor.padding_side = "left"
+    refused("must pad one channel with zeros on the right.*padding_side='left'", by=left)
+    with pytest.raises(ValueError, match="drop names <noise>"):
+        ctc_task(ctc_model(), its_processor, drop=["<noise>"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_every_family(family: str, masked: bool, tmp_path: Path) -> None:
+    """At frames of either parity, which SEW squeezes, and past WavLM's last position bucket."""
+    model = adapted(ctc_model(family, **(LAYER if masked else {})))
+    export(model, tmp_path / "b", processor=processor(tmp_path, masked=masked))
+    session = Session(tmp_path / "b", threads=1)
+    session.load("anna")
+    session.load("bob")
+    task = session.manifest.task
+    assert task.masked == masked or family == "Data2VecAudioForCTC"
+    for adapter in ADAPTERS:
+        for n_frames in (task.fewest_frames, 7, 30, 301):
+            x = clips(task.samples(n_frames) + 17, seed=n_frames)[0][None]
+            inputs = {"input_values": torch.from_numpy(x)}
+            given = {"input_values": x} | ({"lengths": np.array([x.shape[1]])} if task.masked else {})
+            wanted = transformers_logits(model, adapter, inputs)
+            assert wanted.shape[1] == task.frames(x.shape[1]) == n_frames
+            assert difference(session.run(given, adapter), wanted) < 2e-5  # 1e-5 is for what the export has tried
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["fact", "merged"])
+def test_every_form(form: str, tmp_path: Path) -> None:
+    model = adapted(ctc_model(), "bob")
+    export(model, tmp_path / "b", processor=processor(tmp_path), form=form, example=clips(9000)[0])
+    session = Session(tmp_path / "b", threads=1)
+    wanted = transformers_logits(model, "bob", {"input_values": torch.from_numpy(clips(5000)[0][None])})
+    name = None if form == "merged" else "bob"
+    if name:
+        session.load(name)
+    assert difference(session.run(clips(5000)[0][None], name), wanted) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Wav2Vec2ForCTC", "Wav2Vec2ConformerForCTC"])
+def test_convolutions_after_the_encoder_are_counted(family: str, tmp_path: Path) -> None:
+    """``add_adapter``: strided convolutions of transformers' own, an eighth of the frames."""
+    model = ctc_model(family, **LAYER, add_adapter=True, num_adapter_layers=3)
+    adapted_model = adapted(model, "anna", modules_to_save=None)
+    export(adapted_model, tmp_path / "b", processor=processor(tmp_path, masked=True))
+    session = Session(tmp_path / "b", threads=1)
+    task = session.manifest.task
+    assert task.stride == 8 * 320
+    for n in (655, 20_000, 20_320, 40_001):
+        given = {"input_values": clips(n)[0][None], "lengths": np.array([n])}
+        assert session.run(given).shape[1] == task.frames(n)
+
+
+@pytest.mark.slow
+def test_dropped_tokens_and_other_alphabets_are_compared_too(tmp_path: Path) -> None:
+    model = ctc_model()
+    randomise(model)
+    its_processor = processor(tmp_path, do_lower_case=True, unk_token="<unk>")
+    task = ctc_task(model, its_processor, drop=["<s>", "</s>", "<unk>", "e"])
+    export(model, tmp_path / "b", processor=its_processor, task=task, example=clips(40_000)[0])
+    assert Session(tmp_path / "b", threads=1).manifest.task.dropped == ("<s>", "</s>", "<unk>", "e")
