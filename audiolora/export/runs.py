@@ -8,14 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 
+from audiolora.export.ctc_runs import ctc_settings_of, processors
 from audiolora.export.exporting import Exported, export
-from audiolora.export.forecast_settings import forecast_settings
+from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
 from audiolora.integration import enabled
 
@@ -25,7 +27,7 @@ _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 def export_runs(
     runs: Sequence[Path],
     out: Path,
-    network: str,
+    network: str | None = None,
     *,
     base: Path | None = None,
     shape: str | None = None,
@@ -36,9 +38,10 @@ def export_runs(
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: folders with ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's.
+        runs: a finished run of a recipe; or folders with ``adapter_config.json`` in them or in ``adapter/``; with
+            ``forecaster.json``, a forecaster's.
         out: the bundle's folder.
-        network: ``MODULE:FUNCTION``, which makes the base.
+        network: ``MODULE:FUNCTION``, which makes the base; None for a recipe's run, which knows its own.
         base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
@@ -48,6 +51,15 @@ def export_runs(
     Raises:
         ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
     """
+    if len(runs) == 1 and is_forecast_run(runs[0]):
+        if network is not None or base is not None:
+            raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
+        with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
+            run = read_forecast_run(runs[0], Path(scratch))
+            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
+    if network is None:
+        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
+                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
@@ -56,6 +68,24 @@ def export_runs(
         from audiolora.series.forecaster import Forecaster
 
         net = Forecaster.load(net, base).net
+    if (found := processors(folders, processor)) is not None:
+        _check_plain(base, shape, fixed_length)
+        ids = {f"run{i}": name for i, name in enumerate(folders)}
+        model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
+        return export(model, out, adapters=ids, **ctc_settings_of(model, ids, *found), **settings)
+    return _exported(net, folders, out, base, shape, fixed_length, **settings)
+
+
+def _exported(
+    net: nn.Module,
+    folders: dict[str, Path],
+    out: Path,
+    base: Path | None,
+    shape: str | None,
+    fixed_length: bool,
+    time_zone: str | None = None,
+    **settings: Any,
+) -> Exported:
     described = {name: _described(folder) for name, folder in folders.items()}
     _check_base(net, folders, described)
     ids = {f"run{i}": name for i, name in enumerate(folders)}  # PEFT's names take no dots
@@ -65,14 +95,12 @@ def export_runs(
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
         own = {
-            peft: forecast_settings(_settings(found))
+            peft: forecaster_task(_settings(found), time_zone)
             for peft, name in ids.items()
             if (found := described[name]) is not None
         }
-        return export(forecaster, out, adapters=ids, tasks=own, dynamic=dynamic, **settings)
-    found = {peft: _processor(folders[name]) for peft, name in ids.items()}
-    if processor is not None or any(found.values()):
-        return _export_ctc(model, out, ids, found, processor, **settings)
+        task = forecaster_task(_settings(of_base), time_zone)
+        return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
     if shape is None:
         raise ValueError(
             "no run says what the network takes; give the shape of an input: --shape 2,5,168, or for a CTC model its "
@@ -82,28 +110,10 @@ def export_runs(
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
 
 
-def _export_ctc(
-    model: nn.Module, out: Path, ids: dict[str, str], found: dict[str, Path | None], named: Path | None, **settings: Any
-) -> Exported:
-    """With the alphabet of each run that has another than the base's."""
-    from transformers import Wav2Vec2Processor
-
-    from audiolora.export.ctc import ctc_task
-
-    folder = named or next(each for each in found.values() if each is not None)
-    base = Wav2Vec2Processor.from_pretrained(folder)
-    task = ctc_task(model, base)
-    own = {peft: ctc_task(model, Wav2Vec2Processor.from_pretrained(each)) for peft, each in found.items() if each}
-    tasks = {peft: each for peft, each in own.items() if each != task}
-    return export(model, out, adapters=ids, processor=base, task=task, tasks=tasks, **settings)
-
-
-def _processor(adapter: Path) -> Path | None:
-    """Beside an adapter, or in it."""
-    for folder in (adapter / "processor", adapter.parent / "processor"):
-        if folder.is_dir():
-            return folder
-    return None
+def _check_plain(base: Path | None, shape: str | None, fixed_length: bool) -> None:
+    for name, given in (("--base", base), ("--shape", shape), ("--fixed-length", fixed_length)):
+        if given:
+            raise ValueError(f"a processor makes this a CTC model, which {name} is not for; leave it out")
 
 
 def _id(run: Path) -> str:
