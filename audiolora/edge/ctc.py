@@ -18,7 +18,7 @@ from audiolora.export.ctc_settings import LENGTHS, CtcSettings
 from audiolora.export.errors import BundleError
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
-"""The graph: ``input_values`` (N, samples) float32, with `CtcSettings.masked` ``lengths`` too → logits (N, frames, V)."""
+"""The graph: ``input_values`` (N, samples) float32, if masked ``lengths`` (N,) int64 → logits (N, frames, vocabulary)."""
 
 Audio = np.ndarray | Sequence[np.ndarray]
 """A clip (samples,), or several."""
@@ -55,10 +55,11 @@ def transcribe_ctc(
 def words_ctc(
     run: Run, settings: CtcSettings, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
 ) -> list[Word] | list[list[Word]]:
-    """The words of a clip with their times, or of each of several; see `Session.words`; arguments as `transcribe_ctc`."""
+    """The words of a clip, or of each of several, and where they are; arguments as `transcribe_ctc`."""
     paths = paths_of(run, settings, _clips(audio), sample_rate_hz, batch_size=batch_size, beam_width=beam_width)
     frame_s = settings.stride / settings.sample_rate_hz
-    words = [[Word(text, start * frame_s, end * frame_s) for text, start, end in word_frames(path, settings)] for path in paths]
+    found = [word_frames(path, settings) for path in paths]
+    words = [[Word(text, start * frame_s, end * frame_s) for text, start, end in of_clip] for of_clip in found]
     return words[0] if _is_one(audio) else words
 
 
@@ -77,7 +78,7 @@ def paths_of(
         run, settings, sample_rate_hz: as in `transcribe_ctc`.
         audios: (samples,) float each.
         batch_size: clips that run together, where the model takes lengths.
-        beam_width: 1, each frame's most probable one; otherwise the best path of the labelling that `beam_search` finds.
+        beam_width: 1, each frame's most probable one; else the best path of what `beam_search` finds.
 
     Raises:
         ValueError: another sample rate, a clip that is none or too short, a size below 1.
@@ -133,7 +134,8 @@ def word_frames(path: np.ndarray, settings: CtcSettings) -> list[tuple[str, int,
 
 
 # transformers' clean_up_tokenization.
-_TIDY = tuple((f" {mark}", mark) for mark in (".", "?", "!", ",")) + (
+_TIDY = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )

@@ -49,9 +49,7 @@ def beam_search(log_probs: np.ndarray, width: int, blank: int) -> tuple[tuple[in
         best = np.argsort(-scores, kind="stable")[:width]
         best = best[scores[best] > -np.inf]
         ends_blank, ends_token = ends_blank[best], ends_token[best]
-        size = len(beam)  # the candidates are the beam itself, then each of it with each token
-        pairs = [divmod(int(i) - size, frame.size) for i in best]
-        beam = [beam[i] if i < size else prefixes.longer(beam[pair[0]], pair[1]) for i, pair in zip(best, pairs, strict=True)]
+        beam = [prefixes.candidate(int(i), beam, frame.size) for i in best]
     score = np.logaddexp(ends_blank, ends_token)
     return prefixes.labelling(beam[int(score.argmax())]), float(score.max())
 
@@ -62,6 +60,13 @@ class _Prefixes:
     def __init__(self) -> None:
         self.before, self.last = [-1], [-1]
         self._known: dict[tuple[int, int], int] = {}
+
+    def candidate(self, i: int, beam: list[int], n_tokens: int) -> int:
+        """The candidates are the beam itself, then each of it with each token."""
+        if i < len(beam):
+            return beam[i]
+        shorter, token = divmod(i - len(beam), n_tokens)
+        return self.longer(beam[shorter], token)
 
     def longer(self, prefix: int, token: int) -> int:
         found = self._known.setdefault((prefix, token), len(self.last))
@@ -81,7 +86,7 @@ class _Prefixes:
 def _step(
     prefixes: _Prefixes, beam: list[int], ends_blank: np.ndarray, ends_token: np.ndarray, frame: np.ndarray, blank: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-probabilities one frame on: each prefix as it is, ending in a blank or its token, and (beam, tokens) longer."""
+    """One frame on: each prefix as it is, ending in a blank or in its token, and with each token, (beam, tokens)."""
     last = np.array([prefixes.last[prefix] for prefix in beam])
     total = np.logaddexp(ends_blank, ends_token)
     stays_blank, stays_token = total + frame[blank], ends_token + frame[last]

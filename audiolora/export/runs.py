@@ -155,10 +155,17 @@ def _with_adapters(net: nn.Module, folders: dict[str, Path]) -> nn.Module:
     model: Any = net
     with enabled():
         for name, folder in folders.items():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), adapter_name=name)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            try:
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(folder), adapter_name=name)
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            except RuntimeError as error:  # load_state_dict
+                raise ValueError(
+                    f"{folder}: its tensors are not of the sizes of this {type(net).__name__}: "
+                    f"{' '.join(str(error).split())[:300]}; make the base with the sizes that it was trained over "
+                    "(vocab_size, of an alphabet)"
+                ) from error
     return model
 
 

@@ -217,9 +217,9 @@ def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict
     for name in base:
         if own[name].shape != base[name].shape:
             raise ValueError(
-                f"{path}.{name}: {tuple(own[name].shape)} in adapter {adapter!r}, {tuple(base[name].shape)} in the base, "
-                "and a graph has one size (an alphabet of another size is another head): give the base this head before "
-                "the adapters are made, or export a bundle of its own"
+                f"{path}.{name}: {tuple(own[name].shape)} in adapter {adapter!r}, {tuple(base[name].shape)} in the "
+                "base, and a graph has one size (an alphabet of another size is another head): give the base this head "
+                "before the adapters are made, or export a bundle of its own"
             )
     return {name: Fold(delta=own[name] - base[name]) for name in base if base[name].is_floating_point()}
 

@@ -65,7 +65,11 @@ def processor(folder: Path, *, masked: bool = False, letters: tuple[str, ...] = 
 
 def attention(family: str) -> list[str]:
     """What adapters of its attention are put in; WavLM and SEW-D do not call all of theirs."""
-    names = {"WavLMForCTC": [], "SEWDForCTC": ["query_proj", "value_proj"], "Wav2Vec2ConformerForCTC": ["linear_q", "linear_v"]}
+    names = {
+        "WavLMForCTC": [],
+        "SEWDForCTC": ["query_proj", "value_proj"],
+        "Wav2Vec2ConformerForCTC": ["linear_q", "linear_v"],
+    }
     return names.get(family, ["q_proj", "v_proj"])
 
 
@@ -87,6 +91,4 @@ def adapted(model: Any, *names: str, **how: Any) -> Any:
 def clips(*lengths: int, seed: int = 5) -> list[np.ndarray]:
     """(samples,) float32 each: noise whose loudness goes up and down, off zero."""
     draw = np.random.default_rng(seed)
-    return [
-        (0.02 + 0.2 * np.sin(np.arange(n) / 700) * draw.standard_normal(n)).astype(np.float32) for n in lengths
-    ]
+    return [(0.02 + 0.2 * np.sin(np.arange(n) / 700) * draw.standard_normal(n)).astype(np.float32) for n in lengths]

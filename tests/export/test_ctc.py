@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +19,7 @@ from audiolora.edge import Session
 from audiolora.edge.network import difference
 from audiolora.export import add_adapter, export
 from audiolora.export.ctc import ctc_task
+from tests.edge.test_without_torch import FORBIDDEN, ROOT
 from tests.export.ctc_models import LAYER, LETTERS, OF_FAMILY, adapted, clips, ctc_model, processor
 from tests.export.networks import randomise
 
@@ -116,6 +120,37 @@ def test_spoken_digits(bundle: Any, session: Session, audiolora_data: Path) -> N
         inputs = its_processor(clip, sampling_rate=RATE_HZ, return_tensors="pt")
         (wanted,) = its_processor.batch_decode(transformers_logits(model, "bob", inputs).argmax(axis=2))
         assert found == wanted
+
+
+PROGRAM = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {forbidden!r}:
+            raise ImportError(name + " is not installed here")
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from audiolora.edge import Session
+session = Session({bundle!r}, threads=1)
+session.load("anna")
+audio = np.load({audio!r})
+print(session.transcribe(audio, 16000, "anna"))
+print(session.transcribe([audio], 16000, "anna", beam_width=4)[0])
+print(" ".join(word.text for word in session.words(audio, 16000, "anna")))
+"""
+
+
+def test_audio_becomes_text_without_torch(bundle: Any, session: Session, tmp_path: Path) -> None:
+    (clip,) = clips(9000)
+    np.save(tmp_path / "audio.npy", clip)
+    where = {"bundle": str(bundle[0]), "audio": str(tmp_path / "audio.npy")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    program = [sys.executable, "-c", PROGRAM.format(forbidden=FORBIDDEN, **where)]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    text = session.transcribe(clip, RATE_HZ, "anna")
+    searched = session.transcribe(clip, RATE_HZ, "anna", beam_width=4)
+    assert done.stdout == f"{text}\n{searched}\n{' '.join(str(text).split())}\n"
 
 
 def test_an_adapter_with_an_alphabet_of_its_own(bundle: Any, tmp_path: Path) -> None:
@@ -223,3 +258,54 @@ def test_dropped_tokens_and_other_alphabets_are_compared_too(tmp_path: Path) -> 
     task = ctc_task(model, its_processor, drop=["<s>", "</s>", "<unk>", "e"])
     export(model, tmp_path / "b", processor=its_processor, task=task, example=clips(40_000)[0])
     assert Session(tmp_path / "b", threads=1).manifest.task.dropped == ("<s>", "</s>", "<unk>", "e")
+
+
+NETWORK = """
+from tests.export.ctc_models import ctc_model
+
+def network():
+    return ctc_model(num_hidden_layers=1)
+
+def other():
+    return ctc_model(num_hidden_layers=1, vocab_size=40)
+"""
+
+
+@pytest.mark.slow
+def test_runs_become_a_bundle_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from audiolora import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "speech_network.py").write_text(NETWORK, encoding="utf-8")
+    for name, letters in (("anna", LETTERS), ("bob", (*LETTERS[:5], *LETTERS[:4:-1]))):
+        one = adapted(ctc_model(num_hidden_layers=1), name)
+        one.save_pretrained("saved")
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "saved" / name).rename(tmp_path / "runs" / name / "adapter")
+        processor(tmp_path, letters=letters).save_pretrained(f"runs/{name}/processor")
+
+    def run(*words: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            cli.run_app(cli.app, ["export", "runs/anna", "runs/bob", "--out", "site", *words])
+        return int(end.value.code or 0)
+
+    assert run("--network", "speech_network:network") == 0
+    session = Session("site", threads=1)
+    for name in ("anna", "bob"):
+        session.load(name)
+        model = adapted(ctc_model(num_hidden_layers=1), name)
+        its_processor = processor(tmp_path, letters=session.network(name).task.vocabulary)
+        inputs = its_processor(clips(9000)[0], sampling_rate=RATE_HZ, return_tensors="pt")
+        path = transformers_logits(model, name, inputs).argmax(axis=2)
+        assert session.transcribe(clips(9000)[0], RATE_HZ, name) == its_processor.batch_decode(path)[0]
+    assert session.network("bob").task.vocabulary[5] == "'"
+    capsys.readouterr()
+    for words, message in (
+        (("--network", "speech_network:other"), "not of the sizes of this Wav2Vec2ForCTC"),
+        (("--network", "speech_network:network", "--shape", "2,3"), "which --shape is not for"),
+        (("--network", "speech_network:network", "--processor", "runs"), "no Wav2Vec2Processor"),
+    ):
+        assert run(*words, "--overwrite") != 0
+        assert message in " ".join(capsys.readouterr().err.split())
