@@ -18,7 +18,7 @@ from audiolora.export.ctc_settings import LENGTHS, CtcSettings
 from audiolora.export.errors import BundleError
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
-"""The graph: ``input_values`` (N, samples) float32, if masked ``lengths`` (N,) int64 → logits (N, frames, vocabulary)."""
+"""The graph: ``input_values`` (N, samples) float32, if masked ``lengths`` (N,) too → logits (N, frames, vocabulary)."""
 
 Audio = np.ndarray | Sequence[np.ndarray]
 """A clip (samples,), or several."""

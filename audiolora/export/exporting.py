@@ -85,8 +85,8 @@ def export(
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
-        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, WavLM, …): graph and task follow from it, the
-            example is a clip (samples,), by default noise, and its texts are compared too.
+        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, the example
+            is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
