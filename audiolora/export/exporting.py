@@ -85,7 +85,7 @@ def export(
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
-        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, the example
+        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, example
             is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
         max_rank: no adapter of a larger rank will be loaded.
