@@ -49,7 +49,7 @@ def transcribe_ctc(
     """
     paths = paths_of(run, settings, _clips(audio), sample_rate_hz, batch_size=batch_size, beam_width=beam_width)
     texts = [text_of(path, settings) for path in paths]
-    return texts[0] if _is_one(audio) else texts
+    return texts[0] if isinstance(audio, np.ndarray) else texts
 
 
 def words_ctc(
@@ -60,7 +60,7 @@ def words_ctc(
     frame_s = settings.stride / settings.sample_rate_hz
     found = [word_frames(path, settings) for path in paths]
     words = [[Word(text, start * frame_s, end * frame_s) for text, start, end in of_clip] for of_clip in found]
-    return words[0] if _is_one(audio) else words
+    return words[0] if isinstance(audio, np.ndarray) else words
 
 
 def paths_of(
@@ -150,12 +150,8 @@ def _written(path: np.ndarray, settings: CtcSettings) -> Iterator[tuple[str, int
             yield settings.space if text == settings.delimiter else text, start, end
 
 
-def _is_one(audio: Audio) -> bool:
-    return isinstance(audio, np.ndarray) and audio.ndim == 1
-
-
 def _clips(audio: Audio) -> Sequence[np.ndarray]:
-    return [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else audio
+    return [audio] if isinstance(audio, np.ndarray) else audio
 
 
 def _logits(run: Run, settings: CtcSettings, clips: Sequence[np.ndarray]) -> np.ndarray:

@@ -36,7 +36,7 @@ from audiolora.export.manifests import (
     to_json,
 )
 from audiolora.export.signing import SIGNATURE_BYTES, Key, sign
-from audiolora.export.tasks import check_own
+from audiolora.export.tasks import check_adapter_task
 from audiolora.export.tensors import read_tensors
 from audiolora.files import replace_folder
 
@@ -112,7 +112,7 @@ def read_adapter(
         )
     if manifest.task is not None:
         try:
-            check_own(base.manifest.task, manifest.task)
+            check_adapter_task(base.manifest.task, manifest.task)
         except ValueError as error:
             raise BundleError(f"{folder}: {error}; fetch it again") from None
     tensors = read_tensors(files[ADAPTER], f"{folder}/{ADAPTER}")

@@ -28,7 +28,7 @@ from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
-from audiolora.export.tasks import Task, check_own
+from audiolora.export.tasks import Task, check_adapter_task
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
@@ -256,7 +256,7 @@ def _write_adapter(
     from audiolora.edge.runtime import adapter_file
 
     if task is not None:
-        check_own(manifest.task, task)
+        check_adapter_task(manifest.task, task)
     tensors = filled(manifest.slots, work.folds[adapter])
     test: dict[str, np.ndarray] = {}
     for part in work.parts:

@@ -40,7 +40,7 @@ def task_from_json(says: Mapping[str, Any] | None) -> Task | None:
     return _FROM_JSON[kind]({name: value for name, value in says.items() if name != "kind"})
 
 
-def check_own(base: Task | None, own: Task) -> None:
+def check_adapter_task(base: Task | None, own: Task) -> None:
     """Nothing if an adapter over a base with this task may have this one instead.
 
     Raises:

@@ -116,7 +116,7 @@ def test_clips_of_any_lengths_run_together_or_alone(masked: bool) -> None:
 def test_one_clip_gives_one_text() -> None:
     ours = settings(normalized=False)
     assert transcribe_ctc(Graph(), ours, CLIPS[0], 1000) == "aB"
-    assert transcribe_ctc(Graph(), ours, np.stack([CLIPS[0], CLIPS[0]]), 1000, beam_width=4) == ["aB", "aB"]
+    assert transcribe_ctc(Graph(), ours, [CLIPS[0], CLIPS[0]], 1000, beam_width=4) == ["aB", "aB"]
     assert transcribe_ctc(Graph(), ours, [], 1000) == []
     words = words_ctc(Graph(), ours, CLIPS[1], 1000)
     assert [(word.text, word.start_s, word.end_s) for word in words] == [("a", 0.0, 0.002), ("BB", 0.004, 0.012)]

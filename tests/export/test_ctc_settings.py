@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from audiolora.export.ctc_settings import CtcSettings
-from audiolora.export.tasks import check_own, task_from_json, task_to_json
+from audiolora.export.tasks import check_adapter_task, task_from_json, task_to_json
 from tests.edge.test_ctc import settings
 from tests.edge.test_forecasting import settings as forecast_settings
 
@@ -56,14 +56,14 @@ def test_settings_out_of_their_range_are_refused(changes: dict[str, Any], messag
 def test_an_adapter_may_have_another_alphabet_of_the_same_size() -> None:
     base = settings()
     letters = tuple("xyzuvwXYZUVW")
-    check_own(base, settings(vocabulary=("<pad>", *letters), delimiter=None, lower=True))
+    check_adapter_task(base, settings(vocabulary=("<pad>", *letters), delimiter=None, lower=True))
     with pytest.raises(ValueError, match="vocabulary must be of the base's size, 13.*got 12"):
-        check_own(base, settings(vocabulary=("<pad>", *letters[1:])))
+        check_adapter_task(base, settings(vocabulary=("<pad>", *letters[1:])))
     with pytest.raises(ValueError, match="the base's, but for vocabulary and text, got 'sample_rate_hz, masked'"):
-        check_own(base, settings(sample_rate_hz=8000, masked=False))
+        check_adapter_task(base, settings(sample_rate_hz=8000, masked=False))
     for other in (None, forecast()):
         with pytest.raises(ValueError, match="must be of its base's kind"):
-            check_own(other, base)
+            check_adapter_task(other, base)
 
 
 def forecast() -> Any:
