@@ -203,9 +203,9 @@ def _checked(model: nn.Module) -> Any:
 
 def _halves(processor: Any) -> tuple[Any, Any]:
     """Feature extractor and tokenizer."""
-    found = []
+    found: list[Any] = []
     for name, kind in (("feature_extractor", _EXTRACTOR), ("tokenizer", _TOKENIZER)):
-        half = getattr(processor, name, None)
+        half: Any = getattr(processor, name, None)
         if not any(each.__name__ == kind for each in type(half).__mro__):
             raise ValueError(
                 f"processor.{name} must be a {kind}, got {type(half).__name__}; build it as "
