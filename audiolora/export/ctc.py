@@ -224,17 +224,22 @@ def _halves(processor: Any) -> tuple[Any, Any]:
 
 def _vocabulary(tokenizer: Any, config: Any) -> tuple[str, ...]:
     """The text of each of the model's outputs; as the tokenizer has it, "unknown" for one that it does not know."""
-    size = int(config.vocab_size)
+    size, blank = int(config.vocab_size), config.pad_token_id
+    if not all(isinstance(i, int) for i in tokenizer.encoder.values()):
+        raise ValueError(
+            "the tokenizer has several languages' vocabularies; choose one: tokenizer.set_target_lang('eng')"
+        )
     if too_large := [token for token, i in tokenizer.encoder.items() if i >= size]:
         raise ValueError(
             f"the tokenizer is another model's: {', '.join(too_large[:5])} … would be output {size} or above, and the "
             f"model has {size} outputs; give the processor that the model was trained with"
         )
     vocabulary = tuple(tokenizer.convert_ids_to_tokens(list(range(size))))
-    if vocabulary[config.pad_token_id] != tokenizer.pad_token:
+    written = None if blank is None else vocabulary[blank]
+    if written != tokenizer.pad_token:
         raise ValueError(
-            f"the model's blank is output {config.pad_token_id} (config.pad_token_id), which the tokenizer writes as "
-            f"{vocabulary[config.pad_token_id]!r}, and its pad_token is {tokenizer.pad_token!r}; set one to the other"
+            f"the model's blank is output {blank} (config.pad_token_id), which the tokenizer writes as {written!r}, and "
+            f"its pad_token is {tokenizer.pad_token!r}; set one to the other"
         )
     return vocabulary
 

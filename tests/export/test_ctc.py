@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from audiolora.edge import Session
 from audiolora.edge.network import difference
@@ -190,8 +191,13 @@ def test_what_is_no_such_model_or_processor_is_refused(tmp_path: Path) -> None:
     refused("processor.feature_extractor must be a Wav2Vec2FeatureExtractor, got NoneType", by=object())
     refused("tokenizer is another model's: x, y, z, '", ctc_model(vocab_size=28))
     refused("blank is output 5 .*writes as 'a', and its pad_token is '<pad>'", ctc_model(pad_token_id=5))
+    refused("blank is output None .*writes as None", ctc_model(pad_token_id=None))
     refused("example must be a clip.*at least 565", example=np.zeros(300, np.float32))
     refused("give none beside it", parts=[])
+    (tmp_path / "several.json").write_text(json.dumps({"eng": {"<pad>": 0}, "deu": {"<pad>": 0}}), encoding="utf-8")
+    several = processor(tmp_path)
+    several.tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "several.json"))
+    refused("several languages' vocabularies.*set_target_lang", by=several)
     left = processor(tmp_path)
     left.feature_extractor.padding_side = "left"
     refused("must pad one channel with zeros on the right.*padding_side='left'", by=left)
