@@ -225,10 +225,6 @@ def _halves(processor: Any) -> tuple[Any, Any]:
 def _vocabulary(tokenizer: Any, config: Any) -> tuple[str, ...]:
     """The text of each of the model's outputs; as the tokenizer has it, "unknown" for one that it does not know."""
     size, blank = int(config.vocab_size), config.pad_token_id
-    if not all(isinstance(i, int) for i in tokenizer.encoder.values()):
-        raise ValueError(
-            "the tokenizer has several languages' vocabularies; choose one: tokenizer.set_target_lang('eng')"
-        )
     if too_large := [token for token, i in tokenizer.encoder.items() if i >= size]:
         raise ValueError(
             f"the tokenizer is another model's: {', '.join(too_large[:5])} … would be output {size} or above, and the "
@@ -238,8 +234,8 @@ def _vocabulary(tokenizer: Any, config: Any) -> tuple[str, ...]:
     written = None if blank is None else vocabulary[blank]
     if written != tokenizer.pad_token:
         raise ValueError(
-            f"the model's blank is output {blank} (config.pad_token_id), which the tokenizer writes as {written!r}, and "
-            f"its pad_token is {tokenizer.pad_token!r}; set one to the other"
+            f"the model's blank is output {blank} (config.pad_token_id), which the tokenizer writes as {written!r}, "
+            f"and its pad_token is {tokenizer.pad_token!r}; set one to the other"
         )
     return vocabulary
 

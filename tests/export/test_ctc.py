@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import wave
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from audiolora.edge import Session
 from audiolora.edge.network import difference
@@ -110,12 +110,18 @@ def test_the_manifest_says_how_audio_becomes_text(session: Session, bundle: Any)
     assert session.manifest.graphs["base"].outputs[0].name == "logits"
 
 
-def test_spoken_digits(bundle: Any, session: Session, audiolora_data: Path) -> None:
-    from audiolora.speech.audio import read_audio
+def spoken(path: Path) -> np.ndarray:
+    """A clip at 8 kHz with each sample twice, which is enough of a resampling here."""
+    with wave.open(str(path), "rb") as file:
+        assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (8000, 2, 1)
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return np.repeat(samples / np.float32(32768), 2)
 
+
+def test_spoken_digits(bundle: Any, session: Session, audiolora_data: Path) -> None:
     _, model, its_processor = bundle
     names = ("0_george_0", "7_jackson_3", "9_theo_11")
-    several = [read_audio(audiolora_data / "spoken_digits" / "recordings" / f"{name}.wav") for name in names]
+    several = [spoken(audiolora_data / "spoken_digits" / "recordings" / f"{name}.wav") for name in names]
     for clip, found in zip(several, session.transcribe(several, RATE_HZ, "bob"), strict=True):
         inputs = its_processor(clip, sampling_rate=RATE_HZ, return_tensors="pt")
         (wanted,) = its_processor.batch_decode(transformers_logits(model, "bob", inputs).argmax(axis=2))
@@ -194,10 +200,6 @@ def test_what_is_no_such_model_or_processor_is_refused(tmp_path: Path) -> None:
     refused("blank is output None .*writes as None", ctc_model(pad_token_id=None))
     refused("example must be a clip.*at least 565", example=np.zeros(300, np.float32))
     refused("give none beside it", parts=[])
-    (tmp_path / "several.json").write_text(json.dumps({"eng": {"<pad>": 0}, "deu": {"<pad>": 0}}), encoding="utf-8")
-    several = processor(tmp_path)
-    several.tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "several.json"))
-    refused("several languages' vocabularies.*set_target_lang", by=several)
     left = processor(tmp_path)
     left.feature_extractor.padding_side = "left"
     refused("must pad one channel with zeros on the right.*padding_side='left'", by=left)
