@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from peft import NoMatchingPeftModuleError, PeftModel
+from peft.tuners.loha import LoHaModel
+from peft.tuners.lokr import LoKrModel
 from peft.tuners.lora import LoraModel
+from peft.tuners.mixed import MixedModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
@@ -73,7 +76,7 @@ def _bias_is_mapped(layer: BaseTunerLayer) -> bool:
     return isinstance(layer, WeightSpaceLayer) and layer.is_mapped("bias")
 
 
-def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+def inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
     """``BaseTuner.inject_adapter``: every way to a new adapter comes through here.
 
     Raises:
@@ -87,8 +90,8 @@ def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: 
             except NoMatchingPeftModuleError as error:
                 raise NoMatchingPeftModuleError(f"{error} {_what_it_has(model)}") from None
             _note_ties(model)
-            if type(self) is LoraModel and any(isinstance(module, WeightSpaceLayer) for module in model.modules()):
-                self.__class__ = WeightSpaceLoraModel
+            ours = any(isinstance(module, WeightSpaceLayer) for module in model.modules())
+            self.__class__ = WEIGHT_SPACE.get(type(self), type(self)) if ours else type(self)
     except Exception:
         if known:  # with no other adapter the tuner itself is given up
             self.peft_config.pop(adapter_name, None)
@@ -109,11 +112,13 @@ def _note_ties(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(name)
-    for layer in (module for module in model.modules() if isinstance(module, WeightSpaceLayer)):
+    for path, layer in model.named_modules():
+        if not isinstance(layer, WeightSpaceLayer):
+            continue
         chains = [chain for name, chain in layer.get_base_layer().parametrizations.items() if layer.is_mapped(name)]
         names = {name for chain in chains for p in chain.parameters() for name in owners[id(p)]}
         paths = {name.partition(".parametrizations.")[0].removesuffix(".base_layer") for name in names}
-        layer.tied_to = tuple(sorted(paths - {layer.path}))
+        layer.tied_to = tuple(sorted(paths - {path}))
 
 
 @functools.wraps(_load_adapter, assigned=(), updated=())  # for whoever asks for its signature
@@ -170,10 +175,18 @@ def unmerged_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-class WeightSpaceLoraModel(LoraModel):
-    """PEFT's tuner once our layers are in it, whether audiolora is enabled or not."""
+class WeightSpaceTuner(BaseTuner):
+    """What a tuner of PEFT's becomes once our layers are in it, whether audiolora is enabled or not."""
 
     inject_adapter = inject_adapter
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's; where one of our layers is unloaded the base goes back, and no weight is assigned to itself: that
+        would rewrite weight norm's g and v."""
+        if isinstance(child, WeightSpaceLayer) and child.get_base_layer() is new_module:
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """PEFT's, of all layers or of none.
@@ -208,3 +221,33 @@ class WeightSpaceLoraModel(LoraModel):
             )
             stop_watching(unloaded)  # our hooks would go into its pickles, and torch.jit.script takes none
             return unloaded
+
+
+class WeightSpaceLoraModel(WeightSpaceTuner, LoraModel):
+    """PEFT's ``LoraModel`` with our layers in it."""
+
+
+class WeightSpaceLoHaModel(WeightSpaceTuner, LoHaModel):
+    """PEFT's ``LoHaModel`` with our layers in it."""
+
+
+class WeightSpaceLoKrModel(WeightSpaceTuner, LoKrModel):
+    """PEFT's ``LoKrModel`` with our layers in it."""
+
+
+class WeightSpaceMixedModel(WeightSpaceTuner, MixedModel):
+    """PEFT's ``MixedModel``, of several methods, with our layers in it."""
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, WeightSpaceLayer) and child.get_base_layer() is new_module:
+            child.detach_map()  # PEFT's unloading asks each layer to; its mixed model's takes the base by itself
+        super()._replace_module(parent, child_name, new_module, child)
+
+
+WEIGHT_SPACE: dict[type[BaseTuner], type[BaseTuner]] = {
+    LoraModel: WeightSpaceLoraModel,
+    LoHaModel: WeightSpaceLoHaModel,
+    LoKrModel: WeightSpaceLoKrModel,
+    MixedModel: WeightSpaceMixedModel,
+}
+"""PEFT's tuners that our layers go into, and what each becomes then."""
