@@ -11,6 +11,7 @@ from torch import nn
 
 from audiolora.all_or_nothing import undone_on_error
 from audiolora.integration import enable
+from audiolora.layers.interchange import CONV_FACTORS, VERSION, WeightSpaceLoraConfig
 from audiolora.layers.lora import alpha_refused
 from audiolora.presets import preset_for, resolve_targets, target_modules
 from audiolora.running_statistics import hold_statistics
@@ -27,6 +28,7 @@ def lora_config(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    conv_factors: str = "shared",
 ) -> LoraConfig:
     """The ``peft.LoraConfig`` that `adapt` applies for LoRA and DoRA; arguments and errors as there.
 
@@ -39,9 +41,15 @@ def lora_config(
         raise ValueError(f"method must be 'lora' or 'dora', got {method!r}; adapter_config has the others")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}; try dropout=0.05")
+    if conv_factors not in CONV_FACTORS:
+        raise ValueError(f"conv_factors must be one of {CONV_FACTORS}, got {conv_factors!r}")
     settings = _targets_and_ranks(model, r, targets, alpha)
-    settings["lora_alpha"] = settings.pop("alpha")
-    return LoraConfig(**settings, lora_dropout=dropout, use_rslora=use_rslora, use_dora=method == "dora")
+    settings |= {"lora_alpha": settings.pop("alpha"), "lora_dropout": dropout}
+    settings |= {"use_rslora": use_rslora, "use_dora": method == "dora"}
+    if conv_factors == "shared":
+        return LoraConfig(**settings)
+    said = {"version": VERSION, "conv_factors": conv_factors, "weight_space": {}}
+    return WeightSpaceLoraConfig(**settings, audiolora=said)
 
 
 def adapter_config(
@@ -53,6 +61,7 @@ def adapter_config(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    conv_factors: str = "shared",
 ) -> PeftConfig:
     """PEFT's config of the method that `adapt` applies; arguments and errors as there.
 
@@ -65,7 +74,16 @@ def adapter_config(
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if method in ("lora", "dora"):
-        return lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
+        return lora_config(
+            model,
+            method,
+            r=r,
+            targets=targets,
+            alpha=alpha,
+            dropout=dropout,
+            use_rslora=use_rslora,
+            conv_factors=conv_factors,
+        )
     if dropout:
         raise ValueError(
             f"dropout={dropout!r} acts on the input of a low-rank path, which {method} has none of; leave it out, or "
@@ -73,6 +91,11 @@ def adapter_config(
         )
     if use_rslora:
         raise ValueError(f"use_rslora is LoRA's; {method} is scaled by alpha / r; leave it out, or give alpha")
+    if conv_factors != "shared":
+        raise ValueError(
+            f"conv_factors={conv_factors!r} is LoRA's; for {method} take adapter_config(...) and set its "
+            "use_effective_conv2d=True"
+        )
     return (LoHaConfig if method == "loha" else LoKrConfig)(**_targets_and_ranks(model, r, targets, alpha))
 
 
@@ -105,6 +128,7 @@ def adapt(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    conv_factors: str = "shared",
     adapter_name: str = "default",
 ) -> PeftModel:
     """Freeze ``model`` and put trainable low-rank adapters into its convolutions and attention.
@@ -125,12 +149,14 @@ def adapt(
         alpha: the update is scaled by alpha / r (alpha / √r with ``use_rslora``); default 2·r everywhere.
         dropout: on the input of the low-rank path, in [0, 1); LoRA and DoRA alone.
         use_rslora: arXiv 2312.03732; LoRA and DoRA alone.
+        conv_factors: ``"shared"``, A (r, C_in/g, k) for all groups; or ``"tucker"``, 1×1 · k · 1×1, with fewer
+            parameters where k is large and r well below C_in/g (docs/methods.md); LoRA and DoRA alone.
         adapter_name: PEFT's name for the adapter.
 
     Raises:
         ValueError: an unknown method, a rank below 1 or given for something that is no target, an alpha that is not
-            positive, dropout outside of [0, 1) or for a method that has none, a target that matches nothing or that no
-            adapter fits. After any error the model is as it was.
+            positive, dropout outside of [0, 1), a setting that the method does not have, a target that matches nothing
+            or that no adapter fits. After any error the model is as it was.
         TypeError: the model is adapted already.
 
     Example:
@@ -145,7 +171,16 @@ def adapt(
             "the model is adapted already; add another adapter with "
             "model.add_adapter(name, audiolora.adapter_config(model.get_base_model(), ...)), or unload() it first"
         )
-    config = adapter_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
+    config = adapter_config(
+        model,
+        method,
+        r=r,
+        targets=targets,
+        alpha=alpha,
+        dropout=dropout,
+        use_rslora=use_rslora,
+        conv_factors=conv_factors,
+    )
     enable()
     with undone_on_error(model, adapter_name):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)

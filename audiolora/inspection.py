@@ -126,7 +126,8 @@ def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str) -> AdaptedMod
 def _method(layer: LoraLayer | LycorisLayer, adapter: str) -> str:
     if isinstance(layer, LycorisLayer):
         return "LoHa" if isinstance(layer, LoHaLayer) else "LoKr"
-    return "DoRA" if layer.use_dora.get(adapter) else "LoRA"
+    tucker = ", Tucker" if adapter in getattr(layer, "lora_core", ()) else ""
+    return ("DoRA" if layer.use_dora.get(adapter) else "LoRA") + tucker
 
 
 def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:

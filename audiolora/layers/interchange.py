@@ -34,7 +34,8 @@ class WeightSpaceLoraConfig(LoraConfig):
     """A ``LoraConfig`` whose adapter plain PEFT would run as another function.
 
     Args:
-        audiolora: ``{"version": …, "weight_space": {module path: reason}}``; the rest is `LoraConfig`'s.
+        audiolora: ``{"version": …, "weight_space": {module path: reason}}``, and ``"conv_factors"`` where they are not
+            the shared ones; the rest is `LoraConfig`'s.
     """
 
     audiolora: dict[str, Any] = field(default_factory=dict, metadata={"help": "What plain PEFT would get wrong"})
@@ -64,6 +65,22 @@ class WeightSpaceLoKrConfig(LoKrConfig):
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's, under the type that plain PEFT refuses."""
         return {**super().to_dict(), "peft_type": LOKR_TYPE}
+
+
+CONV_FACTORS = ("shared", "tucker")
+"""Of a LoRA config: A (r, C_in/g, k), shared by the groups, or a core between two 1×1 (`audiolora.layers.lora`)."""
+
+
+def conv_factors(config: PeftConfig) -> str:
+    """The form of a config's factors, one of `CONV_FACTORS`.
+
+    Raises:
+        ValueError: the config, or the file that it came from, names another.
+    """
+    said: str = getattr(config, "audiolora", {}).get("conv_factors", CONV_FACTORS[0])
+    if said not in CONV_FACTORS:
+        raise ValueError(f"conv_factors must be one of {CONV_FACTORS}, got {said!r}")
+    return said
 
 
 CONFIGS: dict[str, type[PeftConfig]] = {
@@ -100,7 +117,7 @@ def mark(config: PeftConfig, path: str, base: nn.Module) -> None:
         >>> config.to_dict()["peft_type"], list(config.audiolora["weight_space"])
         ('AUDIOLORA_LORA', ['conv2'])
     """
-    why = why_plain_peft_differs(base, config)
+    why = _own_factors(config) or why_plain_peft_differs(base, config)
     if why is None:
         return
     marked = _MARKED.get(type(config), type(config))
@@ -109,9 +126,13 @@ def mark(config: PeftConfig, path: str, base: nn.Module) -> None:
             f"{path}: plain PEFT would load this adapter as another function ({why}), and a {type(config).__name__} "
             f"cannot say so in its file; use a peft.{_plain(config).__name__}"
         )
-    said = getattr(config, "audiolora", {}).get("weight_space", {})
+    said = getattr(config, "audiolora", {})
     config.__class__ = marked
-    config.audiolora = {"version": VERSION, "weight_space": {**said, path: why}}
+    config.audiolora = {**said, "version": VERSION, "weight_space": {**said.get("weight_space", {}), path: why}}
+
+
+def _own_factors(config: PeftConfig) -> str | None:
+    return "Tucker factors, which PEFT's LoRA does not have" if conv_factors(config) == "tucker" else None
 
 
 def _plain(config: PeftConfig) -> type[PeftConfig]:

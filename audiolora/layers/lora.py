@@ -6,6 +6,8 @@ in PEFT's order too, so the same seed gives the same start. Where we differ from
 
 - groups: A is (r, C_in/g, k), shared by the groups, instead of r tied to g and no merge;
 - DoRA's norm is of W + ΔW as a kernel, right for groups too;
+- Tucker factors, which PEFT has for LoHa and LoKr alone (`lora_config(conv_factors="tucker")`), where k > 1:
+  ``lora_A (q, C_in/g, 1)`` with q = min(r, C_in/g), ``lora_core (r, q, k)``, ``lora_B (C_out, r, 1)``;
 - transposed convolutions, which PEFT refuses: the same factors, A over the inputs of a group and B over the outputs;
 - ``lora_bias`` is a map on the base's bias, so that it follows a forward that transposes its output.
 """
@@ -22,11 +24,11 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from audiolora.conv.batched import Adapter
-from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined, through_core
 from audiolora.conv.weight import FactoredWeight
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.base import WeightSpaceLayer
-from audiolora.layers.interchange import mark
+from audiolora.layers.interchange import conv_factors, mark
 
 SUPPORTED_INITS = (True, False, "gaussian")
 
@@ -53,6 +55,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_core")
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -67,6 +71,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
             # PEFT does not know transposed convolutions' sizes; it does after the next line.
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             LoraLayer.__init__(self, base_layer)
+        self.lora_core = nn.ModuleDict()
         channels = channels_of(self.get_base_layer())
         self.in_features, self.out_features = channels.in_channels, channels.out_channels
         self._active_adapter = adapter_name
@@ -97,9 +102,15 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         self.lora_bias[adapter_name] = config.lora_bias
         self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         # Holders of the factors: never called, but named, typed and drawn as in PEFT.
-        self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, r, kernel, bias=False)
+        tucker = conv_factors(config) == "tucker" and kernel > 1  # a pointwise kernel is a 1×1 already
+        q = min(r, channels.in_per_group) if tucker else r
+        self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, q, 1 if tucker else kernel, bias=False)
+        if tucker:
+            self.lora_core[adapter_name] = nn.Conv1d(q, r, kernel, bias=False)
         self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
+        if tucker:  # orthonormal rows: then A has the spread that PEFT's start gives it
+            nn.init.orthogonal_(self.lora_A[adapter_name].weight.flatten(1))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if config.use_dora:
             self.lora_magnitude_vector[adapter_name] = Magnitude(self._start_magnitude(adapter_name))
@@ -116,6 +127,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
     def term(self, adapter_name: str) -> LowRank:
         """The adapter's low-rank term."""
         A, B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
+        if adapter_name in self.lora_core:
+            A = through_core(self.lora_core[adapter_name].weight, A.flatten(1))
         base = self.get_base_layer()
         groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
         return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
@@ -133,7 +146,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
         magnitude = self._magnitude(adapter)
-        factors = [self.lora_A[adapter].weight, self.lora_B[adapter].weight]
+        holders = (self.lora_A, self.lora_B, self.lora_core)
+        factors = [holder[adapter].weight for holder in holders if adapter in holder]
         return factors if magnitude is None else [*factors, magnitude]
 
     def settings_of(self, adapter: str) -> Hashable:
@@ -234,6 +248,11 @@ def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str
         raise ValueError(
             f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "
             f"use one of {SUPPORTED_INITS}"
+        )
+    if conv_factors(config) == "tucker" and config.init_lora_weights not in (True, False):
+        raise ValueError(
+            f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for Tucker factors; leave it at "
+            "True, or take conv_factors='shared'"
         )
     if config.lora_bias and config.bias != "none":
         raise ValueError(f"{where}: lora_bias=True adapts the bias that bias={config.bias!r} trains; set bias='none'")
