@@ -276,7 +276,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             self._cache.clear()
             for name, value in merged.items():
                 _assign(base, name, value)
-            lost = [name for name, value in merged.items() if not _is_close(self.base_tensor(name), value)]
+            lost = [name for name, value in merged.items() if not is_close(self.base_tensor(name), value)]
             if lost and all(value.isfinite().all() for value in merged.values()):
                 self.unmerge()
                 raise ValueError(
@@ -332,7 +332,7 @@ class _Parametrizations(nn.Module):
         self._modules = chains._modules
 
 
-def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """Up to what weight norm's division and product may round."""
     tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool(((actual - expected).abs() <= tolerance).all())

@@ -132,6 +132,8 @@ def mark(config: PeftConfig, path: str, base: nn.Module) -> None:
 
 
 def _own_factors(config: PeftConfig) -> str | None:
+    if getattr(config, "init_lora_weights", None) == "lora_ga":
+        return "init_lora_weights='lora_ga', whose correction of the base PEFT leaves out when it loads"
     return "Tucker factors, which PEFT's LoRA does not have" if conv_factors(config) == "tucker" else None
 
 

@@ -26,11 +26,10 @@ from torch import nn
 from audiolora.conv.batched import Adapter
 from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined, through_core
 from audiolora.conv.weight import FactoredWeight
+from audiolora.layers import starts
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.interchange import conv_factors, mark
-
-SUPPORTED_INITS = (True, False, "gaussian")
 
 
 class Magnitude(nn.Module):
@@ -85,7 +84,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add an adapter to this layer."""
-        _check(config, r, lora_alpha, self.get_base_layer(), self.path)
+        with self._with_only(()):
+            _check(config, r, lora_alpha, self.get_base_layer(), self.path, bool(set(self.r) - {adapter_name}))
         if config.lora_bias:
             self.map_tensor("bias")  # only then: PEFT's bias="all" finds the base's by its name
         with self._with_only(()):  # the new adapter is incomplete until the end: whoever looks sees the plain base
@@ -108,10 +108,12 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         if tucker:
             self.lora_core[adapter_name] = nn.Conv1d(q, r, kernel, bias=False)
         self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
-        self.reset_lora_parameters(adapter_name, config.init_lora_weights)
+        init = config.init_lora_weights
+        self.reset_lora_parameters(adapter_name, init if init in (True, False, "gaussian") else True)
         if tucker:  # orthonormal rows: then A has the spread that PEFT's start gives it
             nn.init.orthogonal_(self.lora_A[adapter_name].weight.flatten(1))
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        starts.start(self, adapter_name, config)
         if config.use_dora:
             self.lora_magnitude_vector[adapter_name] = Magnitude(self._start_magnitude(adapter_name))
 
@@ -238,17 +240,15 @@ def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:
     return f"alpha must be a {'finite' if inference else 'positive'} number, got {alpha!r}"
 
 
-def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str) -> None:
+def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str, others: bool) -> None:
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"{where}: r must be a positive integer, got {r!r}; try r=8")
     why = alpha_refused(alpha, inference=config.inference_mode)
     if why is not None:
         raise ValueError(f"{where}: {why}; try lora_alpha={2 * r}")
-    if config.init_lora_weights not in SUPPORTED_INITS:
-        raise ValueError(
-            f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "
-            f"use one of {SUPPORTED_INITS}"
-        )
+    why = starts.refused(config, r, base, others)
+    if why is not None:
+        raise ValueError(f"{where}: {why}")
     if conv_factors(config) == "tucker" and config.init_lora_weights not in (True, False):
         raise ValueError(
             f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for Tucker factors; leave it at "
