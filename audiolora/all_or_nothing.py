@@ -109,7 +109,7 @@ def inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: 
         raise
 
 
-def _written_in_place(tuner: BaseTuner, model: nn.Module, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _written_in_place(tuner: BaseTuner, model: nn.Module, config: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Copies of the weights that PEFT's OLoRA writes to; its other starts, and ours, put another storage there."""
     if not isinstance(config, LoraConfig) or kind_of(config) != "olora":
         return []

@@ -23,6 +23,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from audiolora import all_or_nothing, fitting
+from audiolora.layers import eva
 from audiolora.layers.any_convolution import STOCK, channels_of, has_convolution_weight
 from audiolora.layers.interchange import CONFIGS
 from audiolora.layers.loha import LoHaConv1d
@@ -111,6 +112,7 @@ _REBOUND: list[tuple[Any, str, Any]] = [
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
     *[(PEFT_TYPE_TO_CONFIG_MAPPING, name, config) for name, config in CONFIGS.items()],
     *REPLACEMENTS,
+    *eva.REPLACEMENTS,
 ]
 
 

@@ -130,7 +130,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         """The adapter's low-rank term."""
         A, B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
         if adapter_name in self.lora_core:
-            A = through_core(self.lora_core[adapter_name].weight, A.flatten(1))
+            core: Any = self.lora_core[adapter_name]
+            A = through_core(core.weight, A.flatten(1))
         base = self.get_base_layer()
         groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
         return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
@@ -148,7 +149,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
         magnitude = self._magnitude(adapter)
-        holders = (self.lora_A, self.lora_B, self.lora_core)
+        holders: tuple[Any, ...] = (self.lora_A, self.lora_B, self.lora_core)
         factors = [holder[adapter].weight for holder in holders if adapter in holder]
         return factors if magnitude is None else [*factors, magnitude]
 

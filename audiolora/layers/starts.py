@@ -22,7 +22,7 @@ from audiolora.layers.base import is_close
 from audiolora.layers.weight_norm import parametrizations_of
 
 RANDOM = (True, False, "gaussian", "orthogonal", "eva")
-"""Starts that leave the base alone (``eva`` is given its own by PEFT's ``initialize_lora_eva_weights``)."""
+"""Starts that leave the base alone; of ``eva`` see `audiolora.layers.eva`."""
 
 CORRECTING = ("pissa", "olora", "loftq", "lora_ga")
 """Starts that the base is corrected for."""
@@ -47,11 +47,11 @@ def refused(config: LoraConfig, r: int, base: nn.Module, others: bool) -> str | 
     """
     kind, said = kind_of(config), f"init_lora_weights={config.init_lora_weights!r}"
     if kind not in (*RANDOM, *CORRECTING):
-        return f"{said} is not defined for a convolution here; use one of {(*RANDOM[:4], *CORRECTING)}"
-    if kind == "eva":
+        return f"{said} is not defined for a convolution here; use one of {(*RANDOM, *CORRECTING)}"
+    if kind == "eva" and isinstance(base, nn.ConvTranspose1d):
         return (
-            f"{said} needs the inputs that a kernel sees, which PEFT's function does not gather; use 'pissa', or leave "
-            "the module to another adapter"
+            f"{said} needs the window under a kernel, which a transposed convolution's input is not; use 'pissa', or "
+            "leave the module to another adapter"
         )
     if kind == "orthogonal" and r % 2:
         return f"{said} needs an even rank, got r={r}; try r={r + 1}"
@@ -107,7 +107,7 @@ def start(layer: Any, adapter: str, config: LoraConfig) -> None:
         ValueError: the base's parametrization cannot hold the corrected weight.
     """
     kind, base = kind_of(config), layer.get_base_layer()
-    if kind in (True, False, "gaussian"):
+    if kind in (True, False, "gaussian", "eva"):
         return
     holders, r, s = (layer.lora_A[adapter], layer.lora_B[adapter]), layer.r[adapter], float(layer.scaling[adapter])
     groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
@@ -115,7 +115,7 @@ def start(layer: Any, adapter: str, config: LoraConfig) -> None:
     W = kernel.flatten(1)
     left = None
     if kind == "orthogonal":
-        A, B = starts.orthogonal(*W.shape, r)
+        A, B = starts.orthogonal(W.shape[0], W.shape[1], r)
     elif kind == "pissa":
         A, B = starts.principal(W, r, s, _niter(config))
     elif kind == "olora":
