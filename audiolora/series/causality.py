@@ -97,7 +97,8 @@ def plain_kernels() -> Iterator[None]:
     """No gradients, and convolutions as sums over their taps: FFT and Winograd kernels would spread a NaN."""
     before = torch.backends.mkldnn.set_flags(False)  # its flags() warns of a TF32 that nobody asked for
     try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        # NNPACK would take over from oneDNN for batches of 16 and more.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
         torch.backends.mkldnn.set_flags(before[0])
