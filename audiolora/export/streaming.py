@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from audiolora.series.causality import NotCausal
+from audiolora.series.causality import Forward, NotCausal, random_input
 from audiolora.series.padding_states import Paddings, start
 from audiolora.series.streaming import Stream
 
@@ -56,7 +56,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """How a network is streamed; from `stream_plan`.
+    """How a network is streamed; from `stream_plan`. Called with a network it is the view of a `Part`.
 
     Args:
         mode: see above.
@@ -73,6 +73,13 @@ class StreamPlan:
     channels: int
     method: str | None
     paddings: tuple[Padding, ...] = ()
+
+    def __call__(self, net: nn.Module) -> StreamingView:
+        return StreamingView(net, self)
+
+    def offline(self, net: nn.Module) -> nn.Module:
+        """The view whose forward(x) is the network on all of x at once."""
+        return Offline(net, self)
 
     def states(self, batch: int, past: int = 0) -> dict[str, torch.Tensor]:
         """The states before the first step, all zeros: (batch, rest, left) each, ``started`` (batch, 1, 1).
@@ -125,10 +132,22 @@ def stream_plan(net: nn.Module, channels: int, time_dim: int = 2, method: str | 
             f"{type(net).__name__}: an output depends on its own step alone, so there is nothing to remember; export "
             "it without streaming, and run it on the steps as they come"
         )
-    found = _paddings(forward, channels, time_dim) if stream.mode == "states" else None
+    found = _paddings(net, forward, channels, time_dim) if stream.mode == "states" else None
     if found is None:
         return StreamPlan("context", field, time_dim, channels, method)
     return StreamPlan("states", field, time_dim, channels, method, found)
+
+
+class Offline(nn.Module):
+    """The network, or that method of it which the plan names."""
+
+    def __init__(self, net: nn.Module, plan: StreamPlan) -> None:
+        super().__init__()
+        self.net, self.plan = net, plan
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.net(x) if self.plan.method is None else getattr(self.net, self.plan.method)(x)
+        return y
 
 
 class StreamingView(nn.Module):
@@ -141,26 +160,22 @@ class StreamingView(nn.Module):
 
     def __init__(self, net: nn.Module, plan: StreamPlan) -> None:
         super().__init__()
-        self.net, self.plan = net, plan
+        self.net, self.plan = Offline(net, plan), plan
 
     def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.plan.mode == "context":
             return self._with_context(x, *states)
         watch = _GivenStates(x.shape[self.plan.time_dim], x.shape[0], self.plan, states)
         with watch:
-            y = self._run(x)
+            y = self.net(x)
         assert len(watch.after) == len(self.plan.paddings)
         started = (torch.ones_like(watch.before[STARTED]),) if STARTED in watch.before else ()
         return (y, *watch.after.values(), *started)
 
-    def _run(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.net(x) if self.plan.method is None else getattr(self.net, self.plan.method)(x)
-        return y
-
     def _with_context(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         axis = self.plan.time_dim
         seen = torch.cat([past, x], axis)
-        y = self._run(seen)
+        y = self.net(seen)
         # Time is the last axis of an output without one of channels.
         y = y.narrow(min(axis, y.dim() - 1), past.shape[axis], x.shape[axis])
         length = seen.shape[axis]
@@ -209,14 +224,13 @@ class _Seen(Paddings):
         return super().past(name, input, left, mode, value)
 
 
-def _paddings(forward: Any, channels: int, time_dim: int) -> tuple[Padding, ...] | None:
+def _paddings(net: nn.Module, forward: Forward, channels: int, time_dim: int) -> tuple[Padding, ...] | None:
     """Where the network pads; None if a tensor that is padded does not grow with the batch."""
     found = []
     for batch in (2, 3):
-        x = torch.zeros(batch, channels, _CHUNK)
         seen = _Seen(_CHUNK, batch)
         with torch.no_grad(), seen:
-            forward(x if time_dim == 2 else x.mT)
+            forward(random_input(net, batch, channels, _CHUNK, time_dim))
         found.append(tuple(seen.found))
     first, second = found
     return None if first != second or None in first else tuple(p for p in first if p is not None)

@@ -148,7 +148,7 @@ def _check_length(net: nn.Module, run: Forward, x: torch.Tensor, y: Any, time_di
     raise NotCausal(
         f"{length} steps of input gave an output {got}{where}. Step by step there must be one output a step of input "
         f"along axis {time_dim}: pad on the left by (kernel_size - 1) · dilation, use stride 1, and leave out what "
-        "picks or pools steps (or name the method that does, as forward=)"
+        "picks or pools steps (or in a method of its own: forward= of a Stream, at_every_step of a network in a bundle)"
     )
 
 
