@@ -17,6 +17,7 @@ from peft import PeftModel
 from audiolora.edge import BundleError, Session, Stream
 from audiolora.export import add_adapter, export
 from audiolora.export.tensors import read_tensors
+from tests.edge.test_without_torch import run_without_torch
 from tests.edge.streaming_bundle import ADAPTERS, CHANNELS, adapted, model, numbers, offline, split, write_bundle
 from tests.export.small_bundle import write_base
 from tests.series.causal_networks import CAUSAL, CONTEXT, CausalConv1d, StepsFirst
@@ -188,6 +189,27 @@ def test_what_no_stream_can_be_made_of_is_told(session: Session, tmp_path: Path)
     write_base(tmp_path)
     with pytest.raises(ValueError, match=r"keeps no left context; export it for streams \(streaming=True\)"):
         Session(tmp_path).stream()
+
+
+STREAMS = """
+import numpy as np
+from audiolora.edge import Session
+session, x = Session({bundle!r}, threads=1), np.load({x!r})
+found = []
+for name in ("plain", "dora"):
+    session.load(name)
+    for stream in (session.stream(name), session.bind(name).stream()):
+        found.append(np.concatenate([stream.push(chunk) for chunk in np.split(x, [1, 2, 9], axis=-1)], -1))
+np.save({y!r}, np.stack(found))
+"""
+
+
+def test_streams_without_torch(net: PeftModel, bundle: Path, tmp_path: Path) -> None:
+    x = numbers(2, CHANNELS, 25)
+    np.save(tmp_path / "x.npy", x)
+    run_without_torch(STREAMS.format(bundle=str(bundle), x=str(tmp_path / "x.npy"), y=str(tmp_path / "y.npy")))
+    wanted = [offline(net, x, name) for name in ("plain", "plain", "dora", "dora")]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, atol=1e-5)
 
 
 def test_an_adapter_that_is_trained_later(net: PeftModel, bundle: Path, tmp_path: Path) -> None:
