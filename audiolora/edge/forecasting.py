@@ -6,10 +6,12 @@ z = (v - location) / scale by window and channel, in float64, kept as float32; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from audiolora.edge.calendar import CALENDAR, calendar
 from audiolora.export.forecast_settings import ForecastSettings
 
 History = np.ndarray | Mapping[str, np.ndarray]
@@ -17,7 +19,13 @@ History = np.ndarray | Mapping[str, np.ndarray]
 
 
 def forecast_from(
-    settings: ForecastSettings, history: History, device: str | None, run: Callable[[np.ndarray], Any]
+    settings: ForecastSettings,
+    history: History,
+    device: str | None,
+    run: Callable[[np.ndarray], Any],
+    *,
+    ends: datetime | str | None = None,
+    time_zone: str | None = None,
 ) -> np.ndarray:
     """The forecast in y's unit; see `Session.forecast`.
 
@@ -26,7 +34,10 @@ def forecast_from(
         history: as there.
         device: as there.
         run: the network, x (N, C, lookback) float32 → (N, horizon) or (N, horizon, Q).
+        ends, time_zone: as there.
     """
+    if ends is not None:
+        history = with_calendar(settings, history, ends, time_zone)
     x, one = window(settings, history)
     location, scale = statistics(settings, x, device)
     z = ((x - location[:, :, None]) / scale[:, :, None]).astype(np.float32)
@@ -37,40 +48,30 @@ def forecast_from(
     return found[0] if one else found
 
 
-def forecast_steps(
-    settings: ForecastSettings, values: History, device: str | None, push: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """The forecast at each step of a stream's next chunk, in y's unit; see `edge.streaming.Stream.forecast`."""
-    if settings.scaler["kind"] == "window":
-        raise ValueError(
-            "the scaler is 'window': it scales each window by itself, and a stream has none; take session.forecast, or "
-            "an adapter whose scaler is 'standard' or 'robust'"
+def with_calendar(
+    settings: ForecastSettings, history: History, ends: datetime | str, time_zone: str | None
+) -> dict[str, np.ndarray]:
+    """The history with those columns of the calendar that the network reads.
+
+    Raises:
+        ValueError: it reads none, no time zone is known, or its step has no fixed length.
+    """
+    columns = dict(history) if isinstance(history, Mapping) else {"y": history}
+    missing = [name for name in CALENDAR if name in settings.known and name not in columns]
+    zone = time_zone or settings.time_zone
+    if not missing or zone is None or settings.step_s is None:
+        why = (
+            "this forecaster reads no calendar that is not there already; leave ends out"
+            if not missing
+            else "the bundle does not say by which zone the devices live; name it (time_zone='Europe/Paris')"
+            if zone is None
+            else f"a step of {settings.freq} has no fixed length; give the columns {', '.join(missing)} themselves"
         )
-    columns = values if isinstance(values, Mapping) else {"y": values}
-    arrays = {name: np.asarray(column) for name, column in _of_channels(settings, columns, "the values").items()}
-    shape = arrays["y"].shape
-    for name, column in arrays.items():
-        if column.ndim not in (1, 2) or column.shape != shape or not np.isfinite(column).all():
-            raise ValueError(f"{name}: shape {column.shape}, and {shape} is needed, n or (N, n), all of it finite")
-    x = np.stack([np.atleast_2d(column) for column in arrays.values()], axis=1).astype(np.float32)
-    location, scale = statistics(settings, x, device)
-    z = ((x - location[:, :, None]) / scale[:, :, None]).astype(np.float32)
-    y = steps(settings, push(z)).astype(np.float64)
-    y = np.sort(y, axis=3) if settings.quantiles else y
-    of_y = (-1, *[1] * (y.ndim - 1))
-    found: np.ndarray = y * scale[:, 0].reshape(of_y) + location[:, 0].reshape(of_y)
-    return found[0] if arrays["y"].ndim == 1 else found
-
-
-def steps(settings: ForecastSettings, y: np.ndarray) -> np.ndarray:
-    """A streaming graph's output (N, horizon · Q, n) as (N, n, horizon), or (N, n, horizon, Q) with quantiles."""
-    levels = (len(settings.quantiles),) if settings.quantiles else ()
-    return y.swapaxes(1, 2).reshape(len(y), y.shape[2], settings.horizon, *levels)
-
-
-def last_step(settings: ForecastSettings, y: np.ndarray) -> np.ndarray:
-    """A streaming graph's forecast after all of its input: (N, horizon), or (N, horizon, Q)."""
-    return steps(settings, y)[:, -1]
+        raise ValueError(f"ends={ends!r}: {why}")
+    y = np.asarray(columns["y"]) if "y" in columns else np.empty(0)
+    found = calendar(ends, y.shape[-1], settings.horizon, settings.step_s, zone)
+    whole = (*y.shape[:-1], y.shape[-1] + settings.horizon)
+    return columns | {name: np.broadcast_to(found[name], whole) for name in missing}
 
 
 def window(settings: ForecastSettings, history: History) -> tuple[np.ndarray, bool]:
@@ -81,8 +82,12 @@ def window(settings: ForecastSettings, history: History) -> tuple[np.ndarray, bo
     Raises:
         ValueError: columns that are missing or unknown, too short, of unequal lengths, or not finite.
     """
-    columns = _of_channels(settings, history if isinstance(history, Mapping) else {"y": history}, "the history")
-    values = {name: np.asarray(column) for name, column in columns.items()}
+    columns = history if isinstance(history, Mapping) else {"y": history}
+    if set(columns) != set(settings.channels):
+        raise ValueError(
+            f"the history must have the columns {', '.join(settings.channels)}, got {', '.join(columns) or 'none'}"
+        )
+    values = {name: np.asarray(columns[name]) for name in settings.channels}
     steps = values["y"].shape[-1] if values["y"].ndim else 0
     for name, column in values.items():
         wanted = (*values["y"].shape[:-1], steps + (settings.horizon if name in settings.known else 0))
@@ -114,14 +119,6 @@ def statistics(settings: ForecastSettings, x: np.ndarray, device: str | None) ->
         pairs = np.array([_of_device(settings, device).get(name, (0.0, 1.0)) for name in settings.channels], float)
         location, scale = (np.tile(pairs[:, i], (len(x), 1)) for i in (0, 1))
     return np.where(alone, 0.0, location), np.where(alone, 1.0, scale)
-
-
-def _of_channels(settings: ForecastSettings, columns: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
-    if set(columns) != set(settings.channels):
-        raise ValueError(
-            f"{what} must have the columns {', '.join(settings.channels)}, got {', '.join(columns) or 'none'}"
-        )
-    return {name: columns[name] for name in settings.channels}
 
 
 def _of_device(settings: ForecastSettings, device: str | None) -> Mapping[str, tuple[float, float]]:

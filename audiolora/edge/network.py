@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolora.edge.forecasting import History, forecast_from, last_step
+from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
+from audiolora.edge.stream_forecasting import last_step
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
@@ -97,13 +99,20 @@ class Network:
             raise ValueError(f"the bundle has the graphs {', '.join(graphs)}, and {asked}; name one (graph=…)")
         return name, graphs[name]
 
-    def forecast(self, history: History, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        history: History,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """As `Session.forecast`."""
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
         settings, streaming = self.task, bool(self.graph()[1].states)
         run = (lambda z: last_step(settings, np.asarray(self.run(z)))) if streaming else self.run
-        return forecast_from(settings, history, device, run)
+        return forecast_from(settings, history, device, run, ends=ends, time_zone=time_zone)
 
     def stream(self) -> Stream:
         """Streams through the graph, chunk by chunk; for a causal network that was exported for them.

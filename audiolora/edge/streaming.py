@@ -11,13 +11,15 @@ an adapter (`RunOptions.add_active_adapter`) out of a run with bound inputs, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from audiolora.edge.forecasting import History, forecast_steps
+from audiolora.edge.forecasting import History
 from audiolora.edge.network import checked, initial
 from audiolora.edge.runtime import onnxruntime
+from audiolora.edge.stream_forecasting import forecast_steps
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import GraphSpec, TensorSpec
 from audiolora.export.tasks import Task
@@ -77,13 +79,21 @@ class Stream:
             )
         return self._runs.push(x) if x.shape[self._axis] else self._runs.empty()
 
-    def forecast(self, values: History, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        values: History,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """As `push` for a forecaster's bundle: at each step the forecast that follows it, in the unit of y.
 
         Args:
             values: the next n of y, (n,), or by column as in `Session.forecast`, known ones ``horizon`` steps ahead:
                 what they will be when y is forecast. (N, n) for N streams.
             device: whose scaling to use; the same at every call.
+            ends, time_zone: when the last of these values was measured, for the calendar; as in `Session.forecast`.
 
         Returns:
             (n, horizon), or (n, horizon, Q) with quantiles; float64; (N, n, …) for N streams.
@@ -93,7 +103,7 @@ class Stream:
         """
         if not isinstance(self._task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use push")
-        return forecast_steps(self._task, values, device, self.push)
+        return forecast_steps(self._task, values, device, self.push, ends=ends, time_zone=time_zone)
 
     def reset(self) -> None:
         """Forget: the next chunk is the first of new streams, of any number."""

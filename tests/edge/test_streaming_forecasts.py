@@ -98,7 +98,7 @@ def test_values_that_do_not_fit_are_told(made: tuple[Forecaster, Session], chang
 def test_a_scaler_by_window_is_refused_on_the_device_and_for_an_adapter(
     made: tuple[Forecaster, Session], tmp_path: Path
 ) -> None:
-    from audiolora.edge.forecasting import forecast_steps
+    from audiolora.edge.stream_forecasting import forecast_steps
 
     wanted, _ = made
     settings = forecast_settings({**wanted.settings(), "scaler": WindowScaler().to_dict()})
