@@ -144,7 +144,12 @@ class _Swapping:
     """States of a fixed size, in two sets of buffers that take turns."""
 
     def __init__(
-        self, session: Any, graph: GraphSpec, slots: Mapping[str, np.ndarray], states: dict[str, np.ndarray], streams: int
+        self,
+        session: Any,
+        graph: GraphSpec,
+        slots: Mapping[str, np.ndarray],
+        states: dict[str, np.ndarray],
+        streams: int,
     ) -> None:
         self.streams = streams
         self._session, self._graph = session, graph
@@ -192,7 +197,12 @@ class _Growing:
     """States whose size changes from run to run: the last inputs, until there are as many as the network reads."""
 
     def __init__(
-        self, session: Any, graph: GraphSpec, slots: Mapping[str, np.ndarray], states: dict[str, np.ndarray], streams: int
+        self,
+        session: Any,
+        graph: GraphSpec,
+        slots: Mapping[str, np.ndarray],
+        states: dict[str, np.ndarray],
+        streams: int,
     ) -> None:
         self.streams = streams
         self._session, self._graph, self._slots, self._states = session, graph, slots, states

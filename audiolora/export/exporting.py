@@ -98,7 +98,8 @@ def export(
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
-            network that torch cannot export or that is to be streamed and looks ahead, or an output that is off torch's by more than 1e-5. Nothing is left then.
+            network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
+            torch's by more than 1e-5. Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -124,7 +125,7 @@ def export(
         check_scalers([settings, *(tasks or {}).values()] if streaming else [])
     elif example is not None or dynamic is not None or streaming:
         raise ValueError(
-            "parts have examples, free sizes and states of their own; give no example, dynamic and streaming beside them"
+            "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
         )
     work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
     with _beside(target) as new:

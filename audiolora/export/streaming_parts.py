@@ -51,7 +51,9 @@ def streaming_part(
         _check_forecaster(settings, plan, plain, x)
     free = {name: {0: BATCH, axis: TIME}, **plan.dynamic()}
     states = {state: f"{state}{_NEXT}" for state in plan.states(1)}
-    return Part({name: x, **_with_a_past(plan, plain, x)}, free, view=plan, states=states, outputs=("y", *states.values()))
+    return Part(
+        {name: x, **_with_a_past(plan, plain, x)}, free, view=plan, states=states, outputs=("y", *states.values())
+    )
 
 
 def plan_of(manifest: BaseManifest, network: nn.Module) -> StreamPlan | None:
@@ -147,9 +149,13 @@ def _check_forecaster(settings: ForecastSettings, plan: StreamPlan, plain: nn.Mo
         )
     with torch.no_grad():
         last, forward = plan.offline(plain)(x)[..., -1], plain(x)
-    if plan.method is None or last.numel() != forward.numel() or not torch.allclose(last.view_as(forward), forward, atol=1e-5):
+    if (
+        plan.method is None
+        or last.numel() != forward.numel()
+        or not torch.allclose(last.view_as(forward), forward, atol=1e-5)
+    ):
         raise ValueError(
-            f"{type(plain).__name__}: a forecaster is streamed with its network's method {EVERY_STEP}(x), (N, channels, "
-            "L) → (N, horizon · quantiles, L), whose last step is what forward gives; write one as in "
+            f"{type(plain).__name__}: a forecaster is streamed with its network's method {EVERY_STEP}(x), "
+            "(N, channels, L) → (N, horizon · quantiles, L), whose last step is what forward gives; write one as in "
             "audiolora.series.nets.TCNForecaster"
         )

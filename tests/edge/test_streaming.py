@@ -17,8 +17,8 @@ from peft import PeftModel
 from audiolora.edge import BundleError, Session, Stream
 from audiolora.export import add_adapter, export
 from audiolora.export.tensors import read_tensors
-from tests.edge.test_without_torch import run_without_torch
 from tests.edge.streaming_bundle import ADAPTERS, CHANNELS, adapted, model, numbers, offline, split, write_bundle
+from tests.edge.test_without_torch import run_without_torch
 from tests.export.small_bundle import write_base
 from tests.series.causal_networks import CAUSAL, CONTEXT, CausalConv1d, StepsFirst
 

@@ -1,7 +1,8 @@
-"""A forecaster's stream: at each step what it would forecast from there, in the unit of y; from the command line too."""
+"""A forecaster's stream: at each step what it would forecast from there, in the unit of y; and the command line."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 
 from audiolora import cli
 from audiolora.edge import Session, Stream
+from audiolora.edge.stream_forecasting import forecast_steps
 from audiolora.export import export
 from audiolora.export.forecast_settings import forecast_settings
 from audiolora.series.forecaster import Forecaster
 from audiolora.series.scaling import Standard, WindowScaler
-from tests.edge.test_forecasting import KNOWN, PAST, columns_of, frame, measured
+from tests.edge.test_forecasting import KNOWN, PAST, columns_of, frame, measured, settings
 from tests.export.networks import randomise
 from tests.series.tiny_fleet import HORIZON, LOOKBACK, adapted, fleet, forecaster, tiny_net
 
@@ -66,9 +68,7 @@ def test_each_step_forecasts_what_the_session_would_from_there(made: tuple[Forec
             np.testing.assert_allclose(found[-1], rows[names].to_numpy(), rtol=1e-4)
             for end in (LOOKBACK, LOOKBACK + 1, steps - 3):
                 until = {name: value[: end + (HORIZON if name in KNOWN else 0)] for name, value in columns.items()}
-                np.testing.assert_allclose(
-                    found[end - 1], session.forecast(until, "default", device=device), rtol=1e-5
-                )
+                np.testing.assert_allclose(found[end - 1], session.forecast(until, "default", device=device), rtol=1e-5)
 
 
 def test_streams_at_once(made: tuple[Forecaster, Session]) -> None:
@@ -98,14 +98,29 @@ def test_values_that_do_not_fit_are_told(made: tuple[Forecaster, Session], chang
 def test_a_scaler_by_window_is_refused_on_the_device_and_for_an_adapter(
     made: tuple[Forecaster, Session], tmp_path: Path
 ) -> None:
-    from audiolora.edge.stream_forecasting import forecast_steps
-
     wanted, _ = made
-    settings = forecast_settings({**wanted.settings(), "scaler": WindowScaler().to_dict()})
+    by_window = forecast_settings({**wanted.settings(), "scaler": WindowScaler().to_dict()})
     with pytest.raises(ValueError, match="a stream has none; take session.forecast"):
-        forecast_steps(settings, np.zeros(3), None, lambda z: z)
+        forecast_steps(by_window, np.zeros(3), None, lambda z: z)
     with pytest.raises(ValueError, match="scales each window by itself"):
-        export(wanted, tmp_path / "b", streaming=True, tasks={"default": settings})
+        export(wanted, tmp_path / "b", streaming=True, tasks={"default": by_window})
+
+
+def test_the_calendar_is_that_of_the_steps_that_are_forecast() -> None:
+    spoken = replace(settings(Standard(unscaled=KNOWN).fit(measured())), step_s=3600.0, time_zone="UTC")
+    table = frame()[lambda t: t["unique_id"] == "pump1"]
+    (whole,) = chunks(columns_of(table, "pump1"), [len(table) - HORIZON])
+    seen: list[np.ndarray] = []
+
+    def push(z: np.ndarray) -> np.ndarray:
+        seen.append(z)
+        return np.zeros((1, HORIZON, z.shape[2]), np.float32)
+
+    forecast_steps(spoken, whole, "pump1", push)
+    ends = table["ds"].iloc[-1 - HORIZON].isoformat()
+    bare = {name: value for name, value in whole.items() if name not in KNOWN}
+    forecast_steps(spoken, bare, "pump1", push, ends=ends)
+    np.testing.assert_allclose(seen[1], seen[0], atol=1e-6)
 
 
 @pytest.mark.slow

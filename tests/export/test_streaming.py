@@ -1,4 +1,4 @@
-"""The graph of a stream's chunk, in torch: any split of the input gives what the whole of it gives; what cannot is told."""
+"""The graph of a stream's chunk, in torch: any split of the input gives what the whole gives; what cannot is told."""
 
 from __future__ import annotations
 
