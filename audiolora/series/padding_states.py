@@ -101,8 +101,10 @@ class Paddings(TorchFunctionMode):
             raise StatesDoNotFit(f"a tensor of {input.shape[-1]} steps is padded, and the chunk has {self.steps}")
         name = f"padding{len(self.after)}"
         joined = torch.cat([self.past(name, input, left, mode, value), input], -1)
-        # Not the last steps: to the right of the chunk's own there may be some that the network cuts off later.
-        self.keep(name, joined[..., self.steps : self.steps + left])
+        # To the right of the chunk's own steps there may be some that the network cuts off later. Where there are none,
+        # the same is said without the number of steps, which a graph would have to compute.
+        whole = input.shape[-1] == self.steps
+        self.keep(name, joined[..., -left:] if whole else joined[..., self.steps : self.steps + left])
         return joined
 
     def past(self, name: str, input: torch.Tensor, left: int, mode: str, value: float) -> torch.Tensor:
