@@ -51,7 +51,7 @@ def _put(include: Path, header: str, fetch) -> None:
 
 
 def _put_library(lib: Path, name: str, package: str) -> None:
-    there = [path for path in Path("/usr/lib").glob(f"*/{name}")] or sorted(fetch_debian(package).rglob(name))
+    there = list(Path("/usr/lib").glob(f"*/{name}")) or sorted(fetch_debian(package).rglob(name))
     for link in (name, name.rpartition(".")[0]):
         (lib / link).symlink_to(there[0].resolve())
 
@@ -66,9 +66,8 @@ def _from_suite(package: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "sources.list").write_text(f"deb {mirrors[0]} {SUITE} main\n")
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
-    (folder / "apt.conf").write_text(
-        f'Dir::Etc::sourcelist "{folder}/sources.list";\nDir::Etc::sourceparts "/dev/null";\nDir::State::Lists "{lists}";\n'
-    )
+    settings = {"Etc::sourcelist": folder / "sources.list", "Etc::sourceparts": "/dev/null", "State::Lists": lists}
+    (folder / "apt.conf").write_text("".join(f'Dir::{name} "{path}";\n' for name, path in settings.items()))
     with monkeypatch.context() as changed:
         changed.setenv("APT_CONFIG", str(folder / "apt.conf"))
         changed.setenv("AUDIOLORA_CACHE", str(cache_dir() / SUITE))
