@@ -27,6 +27,7 @@ typedef struct { char *at; size_t size; } Bytes;  /* followed by a 0 that size d
 typedef struct { char path[PATH_BYTES]; cJSON *manifest; char sha256[HEX_BYTES]; } Folder;
 typedef struct { float *values; int64_t shape[MOST_DIMS]; size_t dims, count; } Tensor;
 
+static const char *const GRAPH = "base"; /* a plain network is one graph, called so */
 static const OrtApi *ort;
 
 static _Noreturn void fail(const char *format, ...) {
@@ -129,9 +130,9 @@ static Bytes verified(const Folder *folder, const char *name) {
 }
 
 /* A float32 tensor of a safetensors file: 8 bytes n, n bytes of JSON, the values. It points into the file. */
-static Tensor tensor_of(Bytes file, const char *prefix, const char *graph_name) {
+static Tensor tensor_of(Bytes file, const char *kind, const char *value) {
     char name[PATH_BYTES];
-    snprintf(name, sizeof name, "%s%s", prefix, graph_name);
+    snprintf(name, sizeof name, "%s.%s.%s", GRAPH, kind, value);
     uint64_t length = 0;
     if (file.size >= sizeof length) memcpy(&length, file.at, sizeof length);
     if (file.size < sizeof length || length > file.size - sizeof length) fail("%s: no safetensors file", name);
@@ -208,13 +209,13 @@ static void run(OrtSession *session, const cJSON *graph, OrtRunOptions *options,
     OrtMemoryInfo *memory;
     check(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
     for (size_t i = 0; i < n_in; i++) {
-        Tensor x = tensor_of(inputs, "input.", in[i]);
+        Tensor x = tensor_of(inputs, "input", in[i]);
         check(ort->CreateTensorWithDataAsOrtValue(memory, x.values, x.count * sizeof *x.values, x.shape, x.dims,
                                                   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &given[i]));
     }
     check(ort->Run(session, options, in, (const OrtValue *const *)given, n_in, out, n_out, found));
     for (size_t i = 0; i < n_out; i++) {
-        print_output(who, out[i], found[i], tensor_of(wanted, "output.", out[i]));
+        print_output(who, out[i], found[i], tensor_of(wanted, "output", out[i]));
         ort->ReleaseValue(found[i]);
     }
     for (size_t i = 0; i < n_in; i++) ort->ReleaseValue(given[i]);
@@ -226,7 +227,7 @@ static OrtLoraAdapter *activate(const Folder *base, const Folder *adapter, const
     OrtLoraAdapter *made;
     if (strcmp(text(adapter->manifest, "id"), name) != 0) fail("%s: it is %s", adapter->path, text(adapter->manifest, "id"));
     if (strcmp(text(adapter->manifest, "base"), base->sha256) != 0) fail("%s: made for another base", adapter->path);
-    Bytes file = verified(adapter, "adapter.onnx_adapter");
+    Bytes file = verified(adapter, "base.onnx_adapter");
     check(ort->CreateLoraAdapterFromArray(file.at, file.size, NULL, &made));
     check(ort->RunOptionsAddActiveLoraAdapter(options, made));
     free(file.at);
@@ -251,7 +252,8 @@ int main(int argc, char **argv) {
     OrtEnv *env;
     check(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "audiolora", &env));
     OrtSession *session = open_session(env, model);
-    const cJSON *graph = base.manifest;
+    const cJSON *graph = member(member(base.manifest, "graphs"), GRAPH);
+    if (cJSON_GetArraySize(member(graph, "states")) > 0) fail("%s: this program keeps no states between runs", base.path);
     if (name == NULL) {
         run(session, graph, NULL, "base", stored, stored);
     } else {

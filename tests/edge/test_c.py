@@ -49,12 +49,12 @@ def test_its_numbers_are_pythons(program: Path, site: Path, adapter: str | None)
     stored = read_tensors((site / "plain/base/selftest.safetensors").read_bytes(), "stored")
     if adapter is not None:
         session.load(adapter)
-    wanted = session.run(stored["input.x"], adapter)
+    wanted = session.run(stored["base.input.x"], adapter)
     for words in ([site / "plain"], ["-k", site / "ours.pub.pem", site / "signed"]):
         done = run(program, *([] if adapter is None else ["-a", adapter]), *words)
         assert done.returncode == 0, done.stderr
         who, name, *values = done.stdout.split()
-        assert (who, name) == (adapter or "base", session.manifest.outputs[0].name)
+        assert (who, name) == (adapter or "base", session.manifest.graphs["base"].outputs[0].name)
         found = np.array(values, np.float32).reshape(np.shape(wanted))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
@@ -78,7 +78,7 @@ def exchange(bundle: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit in the graph": (lambda b: flip(b / "base/base.onnx"), "base.onnx: its size or sha256"),
-    "a flipped bit in the adapter": (lambda b: flip(b / "adapters/dora/adapter.onnx_adapter"), "its size or sha256"),
+    "a flipped bit in the adapter": (lambda b: flip(b / "adapters/dora/base.onnx_adapter"), "its size or sha256"),
     "a flipped bit in a manifest": (lambda b: flip(b / "adapters/dora/manifest.json"), "manifest.sha256"),
     "a flipped bit in a signature": (lambda b: flip(b / "base/manifest.sig"), "the signature is not that of"),
     "no signature": (lambda b: (b / "adapters/dora/manifest.sig").unlink(), "manifest.sig: cannot be read"),
