@@ -54,12 +54,14 @@ export async function publicKey(pem) {
 }
 
 /**
- * The base: {manifest, sha256, files}. Of the graphs the ones for browsers alone are fetched.
+ * The base: {manifest, sha256, files}. Of its files all are fetched but the graphs that are not for browsers.
  * trust: {key: from `publicKey` or null, check: false takes a signed bundle without looking at the signature}.
  */
 export async function readBase(source, trust) {
-  const web = (name) => name.endsWith(".web.onnx") || name === "selftest.safetensors";
-  return readFolder(source, "base", "base", web, trust);
+  const web = (name) => name.endsWith(".web.onnx") || !name.endsWith(".onnx");
+  const base = await readFolder(source, "base", "base", web, trust);
+  if (base.manifest.target !== "onnx") throw new BundleError(`this bundle is for ${base.manifest.target}, and a browser runs onnx`);
+  return base;
 }
 
 /** An adapter of this base: {manifest, sha256, files, tensors}. */
@@ -75,13 +77,9 @@ export async function readAdapter(source, id, base, trust) {
   return { ...adapter, tensors: found };
 }
 
-/** The graph of a network that has one. */
-export function graphOf(manifest) {
-  return manifest;
-}
-
-function slotsOf(manifest) {
-  return graphOf(manifest).slots;
+/** The slots of all graphs: what an adapter brings. A slot of two graphs is the same in both. */
+function slotsOf({ graphs }) {
+  return [...new Map(Object.values(graphs).flatMap(({ slots }) => slots).map((slot) => [slot.name, slot])).values()];
 }
 
 async function readFolder(source, folder, kind, wanted, { key, check }) {

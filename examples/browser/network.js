@@ -4,61 +4,46 @@ import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
 
 import { BundleError } from "./bundle.js";
 
-ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
+ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm", import.meta.url).href };
 ort.env.wasm.numThreads = 1; // more would need a server that isolates the page's origin
 ort.env.logLevel = "error";
 
-const TYPES = { float32: "F32", int32: "I32", int64: "I64", bool: "BOOL" };
+const TYPES = { F32: "float32", I32: "int32", I64: "int64", BOOL: "bool" };
 
 export class Network {
-  /** model: the bytes of NAME.web.onnx; graph: its inputs, outputs and slots in the manifest. */
+  /** model: the bytes of NAME.web.onnx; graph: what the manifest says of it. */
   static async open(model, graph) {
     const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
-    const wanted = [...graph.inputs, ...graph.slots].map((spec) => spec.name);
-    const same = (found, names) => found.length === names.length && names.every((name) => found.includes(name));
-    if (!same(session.inputNames, wanted) || !same(session.outputNames, graph.outputs.map((spec) => spec.name))) {
+    const takes = [...names(graph.inputs), ...graph.states.map(({ input }) => input), ...names(graph.slots)];
+    const gives = [...names(graph.outputs), ...graph.states.map(({ output }) => output)];
+    if (!same(session.inputNames, takes) || !same(session.outputNames, gives)) {
       throw new BundleError("the graph's inputs and outputs are not those of the manifest; export it again");
     }
-    return new Network(session, graph);
+    return new Network(session, graph, gives);
   }
 
-  constructor(session, graph) {
-    this.session = session;
-    this.graph = graph;
-    this.none = feeds(Object.fromEntries(graph.slots.map(({ name, shape }) => {
-      const sizes = shape.map((size) => (typeof size === "number" ? size : 1));
-      return [name, { dtype: "F32", shape: sizes, data: new Float32Array(sizes.reduce((a, b) => a * b, 1)) }];
-    })));
+  constructor(session, graph, gives) {
+    Object.assign(this, { session, graph, gives });
+    this.none = this.prepared(Object.fromEntries(graph.slots.map(({ name, shape }) => [name, zeros(shape, {}, 1, "float32")])));
   }
 
-  /** An adapter's tensors, once, for any number of runs. */
+  /** An adapter's tensors, made ready once for any number of runs. */
   prepared(tensors) {
-    return feeds(Object.fromEntries(this.graph.slots.map(({ name }) => [name, tensors[name]])));
+    return feeds(Object.fromEntries(names(this.graph.slots).map((name) => [name, tensors[name]])));
   }
 
-  /** inputs: {name: {shape, dtype, data}}; adapter: from `prepared`, or null. Returns the outputs, and the time in ms. */
+  /** The states before the first run. A free size that an input has too is that one's, any other is 0. */
+  initial(inputs) {
+    const sizes = {};
+    for (const { name, shape } of this.graph.inputs) shape.forEach((size, i) => (sizes[size] = inputs[name].shape[i]));
+    return Object.fromEntries(this.graph.states.map(({ input, shape, dtype }) => [input, zeros(shape, sizes, 0, dtype)]));
+  }
+
+  /** inputs (states among them): {name: {shape, dtype, data}}; adapter: from `prepared`, or null. */
   async run(inputs, adapter = null) {
-    const given = { ...feeds(inputs), ...(adapter ?? this.none) };
-    const begin = performance.now();
-    const found = await this.session.run(given);
-    const took = performance.now() - begin;
-    const outputs = this.graph.outputs.map(({ name }) => [name, { shape: [...found[name].dims], data: found[name].data }]);
-    return { outputs: Object.fromEntries(outputs), took };
-  }
-
-  /** The stored input through this adapter: the largest difference from torch, over the largest output (or 1). */
-  async selftest(stored, wanted, adapter = null) {
-    const inputs = Object.fromEntries(this.graph.inputs.map(({ name }) => [name, stored[`input.${name}`]]));
-    const { outputs } = await this.run(inputs, adapter);
-    let worst = 0;
-    for (const { name } of this.graph.outputs) {
-      const y = outputs[name].data, should = wanted[`output.${name}`].data;
-      if (y.length !== should.length) return Infinity;
-      const largest = should.reduce((most, value) => Math.max(most, Math.abs(Number(value))), 1);
-      const off = y.reduce((most, value, i) => Math.max(most, Math.abs(Number(value) - Number(should[i]))), 0);
-      worst = Math.max(worst, Number.isNaN(off) ? Infinity : off / largest);
-    }
-    return worst;
+    const found = await this.session.run({ ...feeds(inputs), ...(adapter ?? this.none) });
+    const dtype = (tensor) => Object.keys(TYPES).find((key) => TYPES[key] === tensor.type);
+    return Object.fromEntries(this.gives.map((name) => [name, { shape: [...found[name].dims], dtype: dtype(found[name]), data: found[name].data }]));
   }
 
   release() {
@@ -66,7 +51,20 @@ export class Network {
   }
 }
 
+function names(specs) {
+  return specs.map(({ name }) => name);
+}
+
+function same(found, wanted) {
+  return found.length === wanted.length && wanted.every((name) => found.includes(name));
+}
+
+function zeros(shape, sizes, otherwise, dtype) {
+  if (dtype !== "float32") throw new BundleError(`a state of ${dtype}, and this page keeps float32`);
+  const found = shape.map((size) => (typeof size === "number" ? size : sizes[size] ?? otherwise));
+  return { dtype: "F32", shape: found, data: new Float32Array(found.reduce((a, b) => a * b, 1)) };
+}
+
 function feeds(tensors) {
-  const types = Object.fromEntries(Object.entries(TYPES).map(([ours, theirs]) => [theirs, ours]));
-  return Object.fromEntries(Object.entries(tensors).map(([name, { dtype, shape, data }]) => [name, new ort.Tensor(types[dtype], data, shape)]));
+  return Object.fromEntries(Object.entries(tensors).map(([name, { dtype, shape, data }]) => [name, new ort.Tensor(TYPES[dtype], data, shape)]));
 }
