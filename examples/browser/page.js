@@ -4,10 +4,12 @@ import { decode, record } from "./audio.js";
 import { inFiles, onServer, publicKey } from "./bundle.js";
 import { draw } from "./chart.js";
 import { Model } from "./model.js";
+import * as ctc from "./tasks/ctc.js";
 import * as forecast from "./tasks/forecast.js";
 import * as plain from "./tasks/plain.js";
+import * as whisper from "./tasks/whisper.js";
 
-const TASKS = [forecast, plain];
+const TASKS = [forecast, ctc, whisper, plain];
 
 const at = (id) => document.getElementById(id);
 const state = { model: null, task: null, active: null, input: null, results: new Map(), stop: null };
