@@ -1,4 +1,4 @@
-"""The page's numbers are Python's, for every kind of bundle that it runs; what it refuses changes nothing of what runs."""
+"""The page's numbers are Python's, for every kind of bundle that it runs; a refusal changes nothing of what runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 import audiolora
 from audiolora.edge import Session
 from audiolora.export import export, make_keys
+from audiolora.export.forecast_runs import forecaster_task
 from audiolora.export.tensors import read_tensors
 from audiolora.series.scaling import Standard, WindowScaler
 from tests.browser.opened import NEEDS, Opened, chromium, served
@@ -67,11 +68,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     for name, scaler in (("standard", Standard().fit(measured())), ("window", WindowScaler(unscaled=KNOWN))):
         net = adapted(tiny_net(channels, len(QUANTILES), seed=4))
         randomise(net)
-        export(forecaster(net, scaler=scaler, quantiles=QUANTILES, **columns), folder / name, web=True)
+        made = forecaster(net, scaler=scaler, quantiles=QUANTILES, **columns)
+        export(made, folder / name, web=True, task=forecaster_task(made.settings(), "Asia/Kolkata"))
     export(everything("first", "dora"), folder / "everything", sample(), web=True)
     export(hearing(), folder / "hearing", torch.randn(1, 4000), dynamic={"x": {0: "batch", 1: "time"}}, web=True)
     fleet().to_csv(folder / "fleet.csv", index=False)
     frame().to_csv(folder / "covariates.csv", index=False)
+    measured().drop(columns=list(KNOWN)).to_csv(folder / "no_calendar.csv", index=False)
     with served(folder) as url:
         yield folder, url
 
@@ -137,6 +140,18 @@ def test_covariates_quantiles_and_every_scaler(page: Opened, site: tuple[Path, s
         )
         assert page.error == "" and page.numbers.shape == (HORIZON, len(QUANTILES))
         close(page.numbers, wanted)
+
+
+def test_the_calendar_is_filled_in(page: Opened, site: tuple[Path, str]) -> None:
+    folder, _ = site
+    page.bundle("../window")
+    page.file(folder / "no_calendar.csv")
+    page.adapter("default")
+    rows = measured().query("unique_id == 'pump0'")
+    columns = {name: rows[name].to_numpy(copy=True) for name in ("y", *PAST)}
+    wanted = session(folder / "window").forecast(columns, "default", ends=str(rows["ds"].iloc[-1]))
+    assert page.error == ""
+    close(page.numbers, wanted)
 
 
 def test_the_stored_input_of_a_network_without_a_task(page: Opened, site: tuple[Path, str]) -> None:

@@ -1,6 +1,7 @@
 // A bundle's task "forecast": a history from a CSV, its continuation from the network.
 
 import { distinct, numbers, parse, where } from "../table.js";
+import { CALENDAR, calendar } from "./calendar.js";
 import { channels, finish, prepare } from "./scaling.js";
 
 const SERIES = "unique_id", STAMP = "ds";
@@ -59,16 +60,30 @@ export function show(model, id, { name, table, series, chosen }, results) {
   };
 }
 
-/** y and covariates as `prepare` wants them: trailing rows without y are those of the known ones beyond now. */
+/**
+ * y and covariates as `prepare` wants them: trailing rows without y are those of the known ones beyond now. What the
+ * network reads of the calendar and the file has not is computed from the last stamp.
+ */
 function columnsOf(settings, table) {
-  const numeric = table.names.filter((column) => column !== SERIES && column !== STAMP);
-  const ofY = table.names.includes("y") || channels(settings).length > 1 || numeric.length !== 1 ? "y" : numeric[0];
-  const missing = channels(settings).map((name) => (name === "y" ? ofY : name)).filter((name) => !table.names.includes(name));
-  if (missing.length) throw new Error(`this file has no column ${missing.join(", ")}; it has ${table.names.join(", ")}`);
+  const { known, horizon, step_s: step, time_zone: zone } = settings;
+  const ofY = nameOfY(settings, table);
   const y = numbers(table, ofY);
   const steps = y.findLastIndex((value) => !Number.isNaN(value)) + 1;
-  return Object.fromEntries(channels(settings).map((name) => {
-    const beyond = settings.known.includes(name) ? settings.horizon : 0;
-    return [name, numbers(table, name === "y" ? ofY : name).slice(0, steps + beyond)];
-  }));
+  const columns = { y: y.slice(0, steps) };
+  const filled = CALENDAR.filter((name) => known.includes(name) && !table.names.includes(name));
+  if (filled.length && steps && zone && step && table.names.includes(STAMP)) {
+    Object.assign(columns, calendar(table.rows[steps - 1][table.names.indexOf(STAMP)], steps, horizon, step, zone));
+  }
+  const missing = channels(settings).filter((name) => !(name in columns) && !table.names.includes(name));
+  if (missing.length) throw new Error(`this file has no column ${missing.join(", ")}; it has ${table.names.join(", ")}`);
+  for (const name of [...settings.past, ...known]) columns[name] ??= numbers(table, name).slice(0, steps + (known.includes(name) ? horizon : 0));
+  return columns;
+}
+
+/** "y", or the one column of numbers of a file for a network that sees nothing else. */
+function nameOfY(settings, { names }) {
+  const others = names.filter((name) => name !== SERIES && name !== STAMP);
+  if (names.includes("y")) return "y";
+  if (channels(settings).length === 1 && others.length === 1) return others[0];
+  throw new Error(`this file has no column y; it has ${names.join(", ")}`);
 }
