@@ -61,7 +61,6 @@ function showInputs() {
   at("record").hidden = !hears || !navigator.mediaDevices;
   at("rate-label").hidden = !hears || Boolean(model.task(null)?.sample_rate_hz);
   at("file").accept = [task.read && task.accepts, hears && "audio/*"].filter(Boolean).join();
-  at("file").value = "";
   at("series-label").hidden = true;
   at("opened").textContent = "";
 }
@@ -130,14 +129,25 @@ async function sound(blob) {
   await take(task.heard(await decode(blob, rate), model));
 }
 
+/** What was chosen; the field forgets it, so that the same file may be chosen again. */
+function taken(field) {
+  const files = [...field.files];
+  field.value = "";
+  return files;
+}
+
 at("open").onsubmit = (event) => {
   event.preventDefault();
   const ids = at("ids").value.split(",").map((id) => id.trim()).filter(Boolean);
   then(() => open(onServer(at("url").value, ids)));
 };
-at("folder").onchange = ({ target }) => target.files.length && then(() => open(inFiles(target.files)));
+at("folder").onchange = ({ target }) => {
+  const files = taken(target);
+  if (files.length) then(() => open(inFiles(files)));
+};
 at("stored").onclick = () => then(() => take(state.task.stored(state.model)));
-at("file").onchange = ({ target: { files: [file] } }) => {
+at("file").onchange = ({ target }) => {
+  const [file] = taken(target);
   if (!file) return;
   const { task, model } = state;
   const isSound = task.hears?.(model) && (!task.read || /^(audio|video)\//.test(file.type));

@@ -2,11 +2,11 @@
 
 /** {names, rows}: the cells as text. */
 export function parse(text) {
-  const [first = ""] = text.replace(/^\uFEFF/, "").split(/\r?\n/, 1);
+  const body = text.replace(/^\uFEFF/, "");
+  const [first] = body.split(/\r?\n/, 1);
   const comma = [",", ";", "\t"].reduce((best, mark) => (first.split(mark).length > first.split(best).length ? mark : best));
   const lines = [[]];
   let cell = "", quoted = false;
-  const body = text.replace(/^\uFEFF/, "");
   for (let i = 0; i < body.length; i++) {
     const c = body[i];
     if (quoted) {
@@ -21,7 +21,8 @@ export function parse(text) {
     } else cell += c;
   }
   if (cell !== "" || lines.at(-1).length) lines.at(-1).push(cell.replace(/\r$/, ""));
-  const [names, ...rows] = lines.filter((line) => line.some((text) => text.trim() !== ""));
+  while (lines.at(-1)?.every((text) => text.trim() === "")) lines.pop(); // at the end alone: elsewhere it is a gap
+  const [names, ...rows] = lines;
   if (!names || !rows.length) throw new Error("this file has no rows; the first line names the columns");
   const odd = rows.findIndex((row) => row.length !== names.length);
   if (odd >= 0) throw new Error(`row ${odd + 1} has ${rows[odd].length} cells, and the first line names ${names.length}`);
