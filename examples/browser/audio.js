@@ -18,8 +18,11 @@ export async function decode(blob, rate) {
 
 /** Begin to record; the promise's function stops and gives a blob for `decode`. */
 export async function record() {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false } });
-  const recorder = new MediaRecorder(stream), parts = [];
+  const stream = await navigator.mediaDevices.getUserMedia({
+    audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false },
+  });
+  const recorder = new MediaRecorder(stream),
+    parts = [];
   recorder.ondataavailable = ({ data }) => parts.push(data);
   const stopped = new Promise((resolve) => (recorder.onstop = resolve));
   recorder.start();

@@ -24,7 +24,9 @@ export function onServer(url, ids = []) {
       const answer = await get("adapters/");
       if (!answer.ok || !(answer.headers.get("content-type") ?? "").startsWith("text/html")) return [];
       const links = new DOMParser().parseFromString(await answer.text(), "text/html").querySelectorAll("a[href$='/']");
-      return [...links].map((link) => decodeURIComponent(link.getAttribute("href").slice(0, -1))).filter((id) => ID.test(id));
+      return [...links]
+        .map((link) => decodeURIComponent(link.getAttribute("href").slice(0, -1)))
+        .filter((id) => ID.test(id));
     },
   };
 }
@@ -48,7 +50,8 @@ export async function publicKey(pem) {
   try {
     return await subtle().importKey("spki", der, "Ed25519", false, ["verify"]);
   } catch (error) {
-    const why = error.name === "NotSupportedError" ? "this browser knows no Ed25519; a newer one does" : "it is no Ed25519 key";
+    const why =
+      error.name === "NotSupportedError" ? "this browser knows no Ed25519; a newer one does" : "it is no Ed25519 key";
     throw new BundleError(`the public key cannot be used: ${why}`);
   }
 }
@@ -60,7 +63,8 @@ export async function publicKey(pem) {
 export async function readBase(source, trust) {
   const web = (name) => name.endsWith(".web.onnx") || !name.endsWith(".onnx");
   const base = await readFolder(source, "base", "base", web, trust);
-  if (base.manifest.target !== "onnx") throw new BundleError(`this bundle is for ${base.manifest.target}, and a browser runs onnx`);
+  if (base.manifest.target !== "onnx")
+    throw new BundleError(`this bundle is for ${base.manifest.target}, and a browser runs onnx`);
   return base;
 }
 
@@ -70,8 +74,10 @@ export async function readAdapter(source, id, base, trust) {
   const ours = (name) => name.endsWith(".safetensors");
   const adapter = await readFolder(source, `adapters/${id}`, "adapter", ours, trust);
   const { manifest, files } = adapter;
-  if (manifest.id !== id) throw new BundleError(`adapters/${id}: its manifest says it is ${manifest.id}; fetch it again`);
-  if (manifest.base !== base.sha256) throw new BundleError(`adapters/${id}: made for another base; export it over this one`);
+  if (manifest.id !== id)
+    throw new BundleError(`adapters/${id}: its manifest says it is ${manifest.id}; fetch it again`);
+  if (manifest.base !== base.sha256)
+    throw new BundleError(`adapters/${id}: made for another base; export it over this one`);
   const found = tensors(files["adapter.safetensors"], `adapters/${id}/adapter.safetensors`);
   checkSlots(slotsOf(base.manifest), base.manifest.max_rank, manifest.rank, found, `adapters/${id}`);
   return { ...adapter, tensors: found };
@@ -79,7 +85,13 @@ export async function readAdapter(source, id, base, trust) {
 
 /** The slots of all graphs: what an adapter brings. A slot of two graphs is the same in both. */
 function slotsOf({ graphs }) {
-  return [...new Map(Object.values(graphs).flatMap(({ slots }) => slots).map((slot) => [slot.name, slot])).values()];
+  return [
+    ...new Map(
+      Object.values(graphs)
+        .flatMap(({ slots }) => slots)
+        .map((slot) => [slot.name, slot]),
+    ).values(),
+  ];
 }
 
 async function readFolder(source, folder, kind, wanted, { key, check }) {
@@ -92,15 +104,20 @@ async function readFolder(source, folder, kind, wanted, { key, check }) {
   if (check) await checkSigned(folder, text, await source.read(`${folder}/manifest.sig`), key);
   const manifest = parsed(text, `${folder}/manifest.json`);
   if (manifest.format !== FORMAT || manifest.kind !== kind) {
-    throw new BundleError(`${folder}/manifest.json: kind ${manifest.kind} of format ${manifest.format}, and ${kind} of ${FORMAT} is needed`);
+    throw new BundleError(
+      `${folder}/manifest.json: kind ${manifest.kind} of format ${manifest.format}, and ${kind} of ${FORMAT} is needed`,
+    );
   }
   const files = {};
   for (const [name, entry] of Object.entries(manifest.files)) {
-    if (!ID.test(name) || name.startsWith("manifest.")) throw new BundleError(`${folder}/manifest.json: ${name} is no name of a file`);
+    if (!ID.test(name) || name.startsWith("manifest."))
+      throw new BundleError(`${folder}/manifest.json: ${name} is no name of a file`);
     if (!wanted(name)) continue;
     const data = await needed(source, `${folder}/${name}`);
     if (data.length !== entry.bytes || (await hash(data)) !== entry.sha256) {
-      throw new BundleError(`${folder}/${name}: its size or sha256 is not the manifest's: damaged or changed; fetch it again`);
+      throw new BundleError(
+        `${folder}/${name}: its size or sha256 is not the manifest's: damaged or changed; fetch it again`,
+      );
     }
     files[name] = data;
   }
@@ -112,7 +129,9 @@ async function checkSigned(folder, text, signature, key) {
   if (!key) return;
   if (!signature) throw new BundleError(`${folder}: it is not signed, and a key was given; fetch it from who signs it`);
   if (signature.length !== SIGNATURE_BYTES || !(await subtle().verify("Ed25519", key, signature, text))) {
-    throw new BundleError(`${folder}/manifest.json: the signature is not that of this key: it was changed, or somebody else signed it`);
+    throw new BundleError(
+      `${folder}/manifest.json: the signature is not that of this key: it was changed, or somebody else signed it`,
+    );
   }
 }
 
@@ -125,14 +144,20 @@ function checkSlots(slots, maxRank, rank, found, where) {
   for (const { name, shape } of slots) {
     const tensor = found[name];
     if (!tensor) continue;
-    const fits = tensor.shape.length === shape.length && shape.every((rule, i) => {
-      const size = tensor.shape[i];
-      return typeof rule === "number" ? size === rule : size >= 1 && size <= maxRank && size === (ranks[rule] ??= size);
-    });
-    if (tensor.dtype !== "F32" || !fits) wrong.push(`${name}: ${tensor.dtype} [${tensor.shape}], and the slot is F32 [${shape}]`);
+    const fits =
+      tensor.shape.length === shape.length &&
+      shape.every((rule, i) => {
+        const size = tensor.shape[i];
+        return typeof rule === "number"
+          ? size === rule
+          : size >= 1 && size <= maxRank && size === (ranks[rule] ??= size);
+      });
+    if (tensor.dtype !== "F32" || !fits)
+      wrong.push(`${name}: ${tensor.dtype} [${tensor.shape}], and the slot is F32 [${shape}]`);
     else if (!tensor.data.every(Number.isFinite)) wrong.push(`${name}: has values that are not finite`);
   }
-  if (!wrong.length && rank !== Math.max(0, ...Object.values(ranks))) wrong.push(`rank ${rank} is not that of the tensors`);
+  if (!wrong.length && rank !== Math.max(0, ...Object.values(ranks)))
+    wrong.push(`rank ${rank} is not that of the tensors`);
   if (wrong.length) throw new BundleError(`${where}: does not fit the base's slots: ${wrong.slice(0, 4).join("; ")}`);
 }
 
@@ -146,11 +171,21 @@ export function tensors(file, where) {
   delete header.__metadata__;
   const found = {};
   let after = 0;
-  const entries = Object.entries(header).sort((a, b) => a[1].data_offsets[0] - b[1].data_offsets[0] || a[1].data_offsets[1] - b[1].data_offsets[1]);
-  for (const [name, { dtype, shape, data_offsets: [begin, end] }] of entries) {
+  const entries = Object.entries(header).sort(
+    (a, b) => a[1].data_offsets[0] - b[1].data_offsets[0] || a[1].data_offsets[1] - b[1].data_offsets[1],
+  );
+  for (const [
+    name,
+    {
+      dtype,
+      shape,
+      data_offsets: [begin, end],
+    },
+  ] of entries) {
     const array = ARRAYS[dtype];
     const bytes = array && shape.reduce((a, b) => a * b, 1) * array.BYTES_PER_ELEMENT;
-    if (begin !== after || end - begin !== bytes || 8 + length + end > file.length) throw new BundleError(`${where}: ${name} is not where its header says`);
+    if (begin !== after || end - begin !== bytes || 8 + length + end > file.length)
+      throw new BundleError(`${where}: ${name} is not where its header says`);
     // sliced, so that the values begin where a typed array may
     found[name] = { shape, dtype, data: new array(file.slice(8 + length + begin, 8 + length + end).buffer) };
     after = end;
@@ -171,7 +206,10 @@ async function hash(data) {
 }
 
 function subtle() {
-  if (!globalThis.crypto?.subtle) throw new BundleError("this page cannot verify anything: browsers hash on https and localhost alone; serve it there");
+  if (!globalThis.crypto?.subtle)
+    throw new BundleError(
+      "this page cannot verify anything: browsers hash on https and localhost alone; serve it there",
+    );
   return crypto.subtle;
 }
 

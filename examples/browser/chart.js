@@ -1,6 +1,10 @@
 // Lines over steps, as an SVG that follows the page's colours and the figure's width.
 
-const HEIGHT = 280, LEFT = 56, RIGHT = 14, TOP = 12, BOTTOM = 34;
+const HEIGHT = 280,
+  LEFT = 56,
+  RIGHT = 14,
+  TOP = 12,
+  BOTTOM = 34;
 
 /**
  * Draw into a figure: lines [{label, kind, start, values}] and bands [{kind, start, low, high}] over steps; kind is the
@@ -8,7 +12,9 @@ const HEIGHT = 280, LEFT = 56, RIGHT = 14, TOP = 12, BOTTOM = 34;
  */
 export function draw(figure, { lines, bands = [], now = null, label = (step) => String(step), summary }) {
   const width = Math.max(280, Math.round(figure.clientWidth));
-  const all = [...lines.map((line) => line.values), ...bands.flatMap(({ low, high }) => [low, high])].flat().filter(Number.isFinite);
+  const all = [...lines.map((line) => line.values), ...bands.flatMap(({ low, high }) => [low, high])]
+    .flat()
+    .filter(Number.isFinite);
   const [least, most] = padded(Math.min(...all), Math.max(...all));
   const first = Math.min(...lines.map(({ start }) => start));
   const last = Math.max(...lines.map(({ start, values }) => start + values.length - 1), first + 1);
@@ -20,10 +26,12 @@ export function draw(figure, { lines, bands = [], now = null, label = (step) => 
     svg.append(element("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, compact(value)));
   }
   const marks = [[first, "start"], ...(now === null ? [] : [[now, "middle"]]), [last, "end"]];
-  for (const [step, anchor] of marks) svg.append(element("text", { x: x(step), y: HEIGHT - 10, "text-anchor": anchor }, label(step)));
+  for (const [step, anchor] of marks)
+    svg.append(element("text", { x: x(step), y: HEIGHT - 10, "text-anchor": anchor }, label(step)));
   if (now !== null) svg.append(element("line", { class: "now", x1: x(now), x2: x(now), y1: TOP, y2: HEIGHT - BOTTOM }));
   for (const { kind, start, low, high } of bands) {
-    const there = high.map((value, i) => `${x(start + i)},${y(value)}`), back = low.map((value, i) => `${x(start + i)},${y(value)}`).reverse();
+    const there = high.map((value, i) => `${x(start + i)},${y(value)}`),
+      back = low.map((value, i) => `${x(start + i)},${y(value)}`).reverse();
     svg.append(element("polygon", { class: `band ${kind}`, points: [...there, ...back].join(" ") }));
   }
   for (const { kind, start, values } of lines) {
@@ -50,15 +58,20 @@ function padded(least, most) {
 }
 
 function nice(least, most) {
-  const raw = (most - least) / 4, power = 10 ** Math.floor(Math.log10(raw));
+  const raw = (most - least) / 4,
+    power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= raw);
   const found = [];
-  for (let value = Math.ceil(least / step) * step; value <= most; value += step) found.push(Math.abs(value) < step / 1e6 ? 0 : value);
+  for (let value = Math.ceil(least / step) * step; value <= most; value += step)
+    found.push(Math.abs(value) < step / 1e6 ? 0 : value);
   return found;
 }
 
 function compact(value) {
-  return new Intl.NumberFormat("en", { maximumSignificantDigits: 4, notation: Math.abs(value) >= 1e5 ? "compact" : "standard" }).format(value);
+  return new Intl.NumberFormat("en", {
+    maximumSignificantDigits: 4,
+    notation: Math.abs(value) >= 1e5 ? "compact" : "standard",
+  }).format(value);
 }
 
 function element(name, attributes, text) {

@@ -8,6 +8,8 @@ ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm",
 ort.env.wasm.numThreads = 1; // more would need a server that isolates the page's origin
 ort.env.logLevel = "error";
 
+export const VERSION = ort.env.versions.web;
+
 const TYPES = { F32: "float32", I32: "int32", I64: "int64", BOOL: "bool" };
 
 export class Network {
@@ -24,7 +26,9 @@ export class Network {
 
   constructor(session, graph, gives) {
     Object.assign(this, { session, graph, gives });
-    this.none = this.prepared(Object.fromEntries(graph.slots.map(({ name, shape }) => [name, zeros(shape, {}, 1, "float32")])));
+    this.none = this.prepared(
+      Object.fromEntries(graph.slots.map(({ name, shape }) => [name, zeros(shape, {}, 1, "float32")])),
+    );
   }
 
   /** An adapter's tensors, made ready once for any number of runs. */
@@ -36,14 +40,21 @@ export class Network {
   initial(inputs) {
     const sizes = {};
     for (const { name, shape } of this.graph.inputs) shape.forEach((size, i) => (sizes[size] = inputs[name].shape[i]));
-    return Object.fromEntries(this.graph.states.map(({ input, shape, dtype }) => [input, zeros(shape, sizes, 0, dtype)]));
+    return Object.fromEntries(
+      this.graph.states.map(({ input, shape, dtype }) => [input, zeros(shape, sizes, 0, dtype)]),
+    );
   }
 
   /** inputs (states among them): {name: {shape, dtype, data}}; adapter: from `prepared`, or null. */
   async run(inputs, adapter = null) {
     const found = await this.session.run({ ...feeds(inputs), ...(adapter ?? this.none) });
     const dtype = (tensor) => Object.keys(TYPES).find((key) => TYPES[key] === tensor.type);
-    return Object.fromEntries(this.gives.map((name) => [name, { shape: [...found[name].dims], dtype: dtype(found[name]), data: found[name].data }]));
+    return Object.fromEntries(
+      this.gives.map((name) => [
+        name,
+        { shape: [...found[name].dims], dtype: dtype(found[name]), data: found[name].data },
+      ]),
+    );
   }
 
   release() {
@@ -61,10 +72,12 @@ function same(found, wanted) {
 
 function zeros(shape, sizes, otherwise, dtype) {
   if (dtype !== "float32") throw new BundleError(`a state of ${dtype}, and this page keeps float32`);
-  const found = shape.map((size) => (typeof size === "number" ? size : sizes[size] ?? otherwise));
+  const found = shape.map((size) => (typeof size === "number" ? size : (sizes[size] ?? otherwise)));
   return { dtype: "F32", shape: found, data: new Float32Array(found.reduce((a, b) => a * b, 1)) };
 }
 
 function feeds(tensors) {
-  return Object.fromEntries(Object.entries(tensors).map(([name, { dtype, shape, data }]) => [name, new ort.Tensor(TYPES[dtype], data, shape)]));
+  return Object.fromEntries(
+    Object.entries(tensors).map(([name, { dtype, shape, data }]) => [name, new ort.Tensor(TYPES[dtype], data, shape)]),
+  );
 }

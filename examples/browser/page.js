@@ -34,19 +34,25 @@ function then(act) {
 
 async function open(source) {
   const begin = performance.now();
-  const check = !at("unsigned").checked, pem = at("key").value.trim();
+  const check = !at("unsigned").checked,
+    pem = at("key").value.trim();
   const trust = { check, key: check && pem ? await publicKey(pem) : null };
   const model = await Model.open(source, trust);
   const kind = model.task(null)?.kind ?? null;
   const task = TASKS.find((one) => one.kind === kind);
-  if (!task) throw new Error(`this bundle is for ${kind}, and this page runs ${TASKS.map((one) => one.kind ?? "plain tensors").join(", ")} alone`);
+  if (!task) {
+    const kinds = TASKS.map((one) => one.kind ?? "plain tensors").join(", ");
+    throw new Error(`this bundle is for ${kind}, and this page runs ${kinds} alone`);
+  }
   const off = await model.selftest(null);
   const ids = await source.adapters();
   await state.model?.release();
   Object.assign(state, { model, task, active: null, input: null, results: new Map() });
   const { id, form } = model.base.manifest;
-  const signed = trust.key ? "signed by this key" : "not checked for a signature";
-  at("status").textContent = `${id} (${form}): every file verified, ${signed}; self-test off torch's by ${off.toExponential(1)}; ${Math.round(performance.now() - begin)} ms`;
+  const signed = trust.key ? "signed by this key" : check ? "not signed" : "its signature not looked at";
+  const took = Math.round(performance.now() - begin);
+  at("status").textContent =
+    `${id} (${form}): every file verified, ${signed}; self-test off torch's by ${off.toExponential(1)}; ${took} ms`;
   showInputs();
   showAdapters(ids);
   at("rest").hidden = false;
@@ -66,12 +72,18 @@ function showInputs() {
 }
 
 function showAdapters(ids) {
-  at("adapters").replaceChildren(...[null, ...ids].map((id) => {
-    const button = document.createElement("button");
-    Object.assign(button, { type: "button", textContent: id ?? "none (the base)", onclick: () => then(() => choose(id)) });
-    button.dataset.id = id ?? "";
-    return button;
-  }));
+  at("adapters").replaceChildren(
+    ...[null, ...ids].map((id) => {
+      const button = document.createElement("button");
+      Object.assign(button, {
+        type: "button",
+        textContent: id ?? "none (the base)",
+        onclick: () => then(() => choose(id)),
+      });
+      button.dataset.id = id ?? "";
+      return button;
+    }),
+  );
   press();
 }
 
@@ -111,7 +123,8 @@ function show(result) {
   const { title, chart, text = "", table } = task.show(model, active, input, results);
   at("result").hidden = false;
   at("title").textContent = title;
-  at("took").textContent = `${result.took < 10 ? result.took.toFixed(1) : Math.round(result.took)} ms with ${active ?? "the base"}`;
+  at("took").textContent =
+    `${result.took < 10 ? result.took.toFixed(1) : Math.round(result.took)} ms with ${active ?? "the base"}`;
   at("text").textContent = text;
   at("chart").hidden = !chart;
   if (chart) draw(at("chart"), chart);
@@ -120,6 +133,7 @@ function show(result) {
     row.append(...cells.map((cell) => Object.assign(document.createElement(tag), { textContent: String(cell) })));
     return row;
   };
+  at("numbers-title").textContent = table.title ?? "Numbers";
   at("numbers").replaceChildren(line(table.names, "th"), ...table.rows.map((cells) => line(cells, "td")));
 }
 
@@ -138,7 +152,10 @@ function taken(field) {
 
 at("open").onsubmit = (event) => {
   event.preventDefault();
-  const ids = at("ids").value.split(",").map((id) => id.trim()).filter(Boolean);
+  const ids = at("ids")
+    .value.split(",")
+    .map((id) => id.trim())
+    .filter(Boolean);
   then(() => open(onServer(at("url").value, ids)));
 };
 at("folder").onchange = ({ target }) => {
@@ -153,22 +170,24 @@ at("file").onchange = ({ target }) => {
   const isSound = task.hears?.(model) && (!task.read || /^(audio|video)\//.test(file.type));
   then(async () => (isSound ? sound(file) : take(await task.read(file, model))));
 };
-at("series").onchange = ({ target }) => then(async () => {
-  state.input.chosen = target.value;
-  state.results = new Map();
-  await run();
-});
-at("record").onclick = () => then(async () => {
-  if (!state.stop) {
-    state.stop = await record();
-    at("record").textContent = "Stop";
-    return;
-  }
-  const blob = await state.stop();
-  state.stop = null;
-  at("record").textContent = "Record";
-  await sound(blob);
-});
+at("series").onchange = ({ target }) =>
+  then(async () => {
+    state.input.chosen = target.value;
+    state.results = new Map();
+    await run();
+  });
+at("record").onclick = () =>
+  then(async () => {
+    if (!state.stop) {
+      state.stop = await record();
+      at("record").textContent = "Stop";
+      return;
+    }
+    const blob = await state.stop();
+    state.stop = null;
+    at("record").textContent = "Record";
+    await sound(blob);
+  });
 addEventListener("resize", () => state.results.has(state.active) && show(state.results.get(state.active)));
 
 const asked = new URLSearchParams(location.search);

@@ -4,9 +4,12 @@
 export function parse(text) {
   const body = text.replace(/^\uFEFF/, "");
   const [first] = body.split(/\r?\n/, 1);
-  const comma = [",", ";", "\t"].reduce((best, mark) => (first.split(mark).length > first.split(best).length ? mark : best));
+  const comma = [",", ";", "\t"].reduce((best, mark) =>
+    first.split(mark).length > first.split(best).length ? mark : best,
+  );
   const lines = [[]];
-  let cell = "", quoted = false;
+  let cell = "",
+    quoted = false;
   for (let i = 0; i < body.length; i++) {
     const c = body[i];
     if (quoted) {
@@ -25,7 +28,8 @@ export function parse(text) {
   const [names, ...rows] = lines;
   if (!names || !rows.length) throw new Error("this file has no rows; the first line names the columns");
   const odd = rows.findIndex((row) => row.length !== names.length);
-  if (odd >= 0) throw new Error(`row ${odd + 1} has ${rows[odd].length} cells, and the first line names ${names.length}`);
+  if (odd >= 0)
+    throw new Error(`row ${odd + 1} has ${rows[odd].length} cells, and the first line names ${names.length}`);
   return { names: names.map((name) => name.trim()), rows };
 }
 

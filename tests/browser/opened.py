@@ -33,8 +33,6 @@ NEEDS = [
     pytest.mark.skipif(bool(_LACKING), reason=f"{', '.join(_LACKING)} is not here; `make test-browser`"),
 ]
 
-BUSY = "document.body.ariaBusy === 'true'"
-
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """What ``python -m http.server`` runs, without its log."""
@@ -86,7 +84,7 @@ class Opened:
 
     def settled(self) -> None:
         """Everything that was asked for is done, and nothing threw."""
-        self.page.wait_for_function(f"!({BUSY})")
+        self.page.wait_for_selector("body:not([aria-busy='true'])", state="attached")
         assert self.broken == []
 
     def bundle(self, address: str, key: Path | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,6 +268,22 @@ def test_an_adapter_of_another_base_is_refused(page: Opened, site: tuple[Path, s
     page.bundle("../foreign")
     page.adapter("second")
     assert "made for another base" in page.error and page.running == ""
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("task", {"kind": "music"}, "this bundle is for music, and this page runs"),
+    ("target", "executorch", "this bundle is for executorch, and a browser runs onnx"),
+    ("format", 2, "of format 2, and base of 1 is needed"),
+])  # fmt: skip
+def test_a_bundle_for_something_else_is_told(
+    page: Opened, site: tuple[Path, str], key: str, value: Any, says: str
+) -> None:
+    base = shutil.copytree(site[0] / "plain", site[0] / f"other_{key}") / "base"
+    text = json.dumps(json.loads((base / "manifest.json").read_text()) | {key: value}).encode()
+    (base / "manifest.json").write_bytes(text)
+    (base / "manifest.sha256").write_text(f"{hashlib.sha256(text).hexdigest()}  manifest.json\n")
+    page.bundle(f"../other_{key}")
+    assert says in page.error and page.page.is_hidden("#rest")
 
 
 def test_a_history_that_will_not_do_is_told(page: Opened, site: tuple[Path, str], tmp_path: Path) -> None:

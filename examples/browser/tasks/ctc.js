@@ -37,7 +37,10 @@ function normalized({ normalized }, samples) {
 export function written({ blank, dropped, delimiter, space, lower, tidied }, path) {
   const once = path.filter((text, i) => i === 0 || text !== path[i - 1]);
   const kept = once.filter((text) => text !== blank && !dropped.includes(text));
-  let text = kept.map((one) => (one === delimiter ? space : one)).join("").trim();
+  let text = kept
+    .map((one) => (one === delimiter ? space : one))
+    .join("")
+    .trim();
   if (lower) text = text.toLowerCase();
   for (const [before, after] of tidied ? TIDY : []) text = text.replaceAll(before, after);
   return text;

@@ -8,21 +8,27 @@ export { heard, show } from "./text.js";
 export const kind = "whisper";
 export const hears = () => true;
 
-const FILTERS = "mel.safetensors", VOCABULARY = "vocabulary.json";
+const FILTERS = "mel.safetensors",
+  VOCABULARY = "vocabulary.json";
 
 export function hint({ sample_rate_hz, max_frames, hop }) {
-  return `Sound of at most ${(max_frames * hop) / sample_rate_hz} s: a file or the microphone; it is resampled to ${sample_rate_hz} Hz.`;
+  const seconds = (max_frames * hop) / sample_rate_hz;
+  return `Sound of at most ${seconds} s: a file or the microphone; it is resampled to ${sample_rate_hz} Hz.`;
 }
 
 export async function run(model, id, { samples }) {
-  const settings = model.task(id), { files } = model.base;
+  const settings = model.task(id),
+    { files } = model.base;
   const { hop, max_frames: maxFrames, sample_rate_hz: rate } = settings;
   checkLength(samples, 1, maxFrames * hop, rate);
   const begin = performance.now();
   const { filters, window } = tensors(files[FILTERS], `base/${FILTERS}`);
   const features = logMel(samples, framesOf(settings, samples.length), { filters, window, hop, maxFrames });
   const heard = await model.run({ features }, id, "encoder");
-  const most = Math.min(settings.max_tokens, settings.tokens_at_least + Math.ceil(settings.tokens_per_s * (samples.length / rate)));
+  const most = Math.min(
+    settings.max_tokens,
+    settings.tokens_at_least + Math.ceil(settings.tokens_per_s * (samples.length / rate)),
+  );
   const tokens = await greedy(settings, most, (tokens, states) => step(model, id, tokens, heard, states));
   return { took: performance.now() - begin, text: textOf(files[VOCABULARY], tokens) };
 }
@@ -36,9 +42,13 @@ function framesOf({ hop, max_frames, context, multiple_frames, floor_frames }, n
 async function greedy(settings, most, step) {
   const { start, languages, language, after, end, suppressed, begin_suppressed } = settings;
   const codes = Object.values(languages).sort((a, b) => a - b);
-  const spoken = !codes.length ? [] : [language !== null ? languages[language] : best((await step([start])).scores, (token) => codes.includes(token))];
+  const spoken = !codes.length
+    ? []
+    : [language !== null ? languages[language] : best((await step([start])).scores, (token) => codes.includes(token))];
   let { scores, states } = await step([start, ...spoken, ...after]);
-  const tokens = [], never = new Set(suppressed), notFirst = new Set([...suppressed, ...begin_suppressed]);
+  const tokens = [],
+    never = new Set(suppressed),
+    notFirst = new Set([...suppressed, ...begin_suppressed]);
   for (;;) {
     const banned = tokens.length ? never : notFirst;
     const token = best(scores, (one) => !banned.has(one));
@@ -52,10 +62,17 @@ async function greedy(settings, most, step) {
 /** The scores after the last of these tokens, and the cache that has them. */
 async function step(model, id, tokens, heard, states = {}) {
   const { graph } = model.networks.decoder;
-  const given = { tokens: { dtype: "I64", shape: [1, tokens.length], data: BigInt64Array.from(tokens, BigInt) }, ...heard, ...states };
+  const given = {
+    tokens: { dtype: "I64", shape: [1, tokens.length], data: BigInt64Array.from(tokens, BigInt) },
+    ...heard,
+    ...states,
+  };
   const found = await model.run(given, id, "decoder");
   const { shape, data } = found[graph.outputs[0].name];
-  return { scores: data.subarray(data.length - shape[2]), states: Object.fromEntries(graph.states.map(({ input, output }) => [input, found[output]])) };
+  return {
+    scores: data.subarray(data.length - shape[2]),
+    states: Object.fromEntries(graph.states.map(({ input, output }) => [input, found[output]])),
+  };
 }
 
 function best(scores, allowed) {
