@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -42,7 +43,7 @@ def toolchain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _put(include: Path, header: str, fetch) -> None:
+def _put(include: Path, header: str, fetch: Callable[[], Path]) -> None:
     """The header's folder, from the system if it is there."""
     if (Path("/usr/include") / header).is_file():
         return
