@@ -1,0 +1,108 @@
+"""Whisper as two graphs: the encoder, run once a clip, and the decoder, run once for the prompt and once a token.
+
+``encoder`` gives the keys and values of every decoder layer's cross-attention, not hidden states: they depend on the
+audio alone, so that no step computes them again. ``decoder`` takes its self-attention's keys and values as states and
+gives them back longer; how many there are is the position of its first token, so that an empty cache is the start.
+
+Both are transformers' own modules in transformers' own order, without its checks of length: the encoder takes any
+even number of frames, which is what `speech.context.audio_context` makes of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class WhisperEncoder(nn.Module):
+    """Features (N, n_mels, frames) → for each decoder layer, its cross-attention's keys and values (N, heads, frames/2, head_dim).
+
+    Args:
+        net: a ``WhisperForConditionalGeneration``, adapted or plain.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Keys and values, layer by layer: key 0, value 0, key 1, …"""
+        encoder, decoder = self.net.model.encoder, self.net.model.decoder
+        hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        for layer in encoder.layers:
+            hidden = hidden + _attention(layer.self_attn, layer.self_attn_layer_norm(hidden))
+            hidden = hidden + _fully_connected(layer, hidden)
+        hidden = encoder.layer_norm(hidden)
+        found: list[torch.Tensor] = []
+        for layer in decoder.layers:
+            found += _keys_values(layer.encoder_attn, hidden)
+        return tuple(found)
+
+
+class WhisperDecoder(nn.Module):
+    """Tokens (N, steps) after those in the cache → logits (N, steps, vocabulary) and the longer cache.
+
+    Args:
+        net: a ``WhisperForConditionalGeneration``, adapted or plain.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits, then the new cache, layer by layer: key 0, value 0, key 1, …
+
+        Args:
+            tokens: int64 (N, steps).
+            states: the encoder's outputs (N, heads, positions, head_dim), then the cache (N, heads, past, head_dim).
+        """
+        decoder = self.net.model.decoder
+        cross, cache = states[: len(states) // 2], states[len(states) // 2 :]
+        past, steps = cache[0].shape[2], tokens.shape[1]
+        at = torch.arange(steps, device=tokens.device) + past
+        hidden = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[at]
+        later = torch.arange(past + steps, device=tokens.device) > at[:, None]
+        mask = torch.zeros_like(later, dtype=hidden.dtype).masked_fill(later, torch.finfo(hidden.dtype).min)
+        new: list[torch.Tensor] = []
+        for i, layer in enumerate(decoder.layers):
+            x = layer.self_attn_layer_norm(hidden)
+            own = _keys_values(layer.self_attn, x)
+            keys, values = (torch.cat([cache[2 * i + j], own[j]], 2) for j in (0, 1))
+            new += [keys, values]
+            hidden = hidden + _attention(layer.self_attn, x, keys, values, mask)
+            x = layer.encoder_attn_layer_norm(hidden)
+            hidden = hidden + _attention(layer.encoder_attn, x, cross[2 * i], cross[2 * i + 1])
+            hidden = hidden + _fully_connected(layer, hidden)
+        return self.net.proj_out(decoder.layer_norm(hidden)), *new
+
+
+def _keys_values(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _by_head(attention, attention.k_proj(x)), _by_head(attention, attention.v_proj(x))
+
+
+def _by_head(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(N, L, C) → (N, heads, L, C / heads)."""
+    return x.view(x.shape[0], x.shape[1], attention.num_heads, attention.head_dim).transpose(1, 2)
+
+
+def _attention(
+    attention: nn.Module,
+    x: torch.Tensor,
+    keys: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """transformers' ``WhisperAttention``; without keys and values those of x itself."""
+    if keys is None or values is None:
+        keys, values = _keys_values(attention, x)
+    queries = _by_head(attention, attention.q_proj(x) * attention.scaling)
+    weights = queries @ keys.transpose(2, 3)
+    weights = (weights if mask is None else weights + mask).softmax(-1)
+    return attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
+
+
+def _fully_connected(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
