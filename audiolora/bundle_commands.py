@@ -15,7 +15,7 @@ _EXIT_WRONG = 2
 def export(
     *runs: Path,
     out: Path,
-    network: str,
+    network: str | None = None,
     base: Path | None = None,
     form: Literal["wsum", "fact", "merged"] = "wsum",
     sign: Path | None = None,
@@ -32,10 +32,13 @@ def export(
     The bundle is run by ONNX Runtime and compared with torch; where they differ, nothing is left.
 
     Args:
-        runs: folders of adapters (PEFT's, or what Forecaster.save wrote); a folder's name is the adapter's id.
+        runs: folders of adapters (PEFT's, what Forecaster.save wrote, a speech run's); a folder's name is the adapter's
+            id.
         out: the bundle's folder.
-        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too.
-        base: the base's weights, from Forecaster.save, if the function does not load them.
+        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A speech run names
+            its base.
+        base: the base's weights, from Forecaster.save, if the function does not load them; of speech runs, another
+            place for them.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
             few steps), or nothing (merged: one adapter, fixed).
         sign: private key to sign with; audiolora keys makes one.
@@ -53,9 +56,11 @@ def export(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length,
         form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
+    graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():
-        file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"
-        print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
+        files = graphs if name == "base" else [f"adapters/{name}/adapter.safetensors"]
+        size_kb = sum(made.bytes[file] for file in files) / 1e3
+        print(f"{name:<20} {size_kb:9,.1f} KB   off torch by at most {off:.1e}")
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
+from audiolora.edge.whisper import Assets, transcribe_with
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
 from audiolora.export.tasks import Task
+from audiolora.export.whisper_settings import DECODER, ENCODER, TOKENS, WhisperSettings
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 """The one input of a graph, or its inputs by name."""
@@ -32,12 +35,18 @@ class Network:
         sessions: ONNX Runtime's, by graph.
         active: the adapter's tensors for each graph that has slots; {} for none, or where they are in the weights.
         task: the adapter's settings, or the base's.
+        assets: what the base's task needs besides its settings.
     """
 
     def __init__(
-        self, manifest: BaseManifest, sessions: Mapping[str, Any], active: Mapping[str, Active], task: Task | None
+        self,
+        manifest: BaseManifest,
+        sessions: Mapping[str, Any],
+        active: Mapping[str, Active],
+        task: Task | None,
+        assets: Assets | None = None,
     ) -> None:
-        self.manifest, self.task = manifest, task
+        self.manifest, self.task, self.assets = manifest, task, assets
         self._sessions, self._active = sessions, active
 
     def run(self, x: Inputs, graph: str | None = None) -> Outputs:
@@ -99,6 +108,30 @@ class Network:
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
         return forecast_from(self.task, history, device, self.run)
+
+    def transcribe(
+        self,
+        audio: np.ndarray | Sequence[np.ndarray],
+        sample_rate_hz: int,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+    ) -> str | list[str]:
+        """As `Session.transcribe`."""
+        if not isinstance(self.task, WhisperSettings) or self.assets is None:
+            raise ValueError("this bundle is not a Whisper's, so it does not say how to hear; use run")
+        settings = self.task if language is None else replace(self.task, language=language)
+        names = [output.name for output in self.manifest.graphs[ENCODER].outputs]
+        texts = transcribe_with(
+            settings,
+            self.assets,
+            [audio] if isinstance(audio, np.ndarray) else audio,
+            sample_rate_hz,
+            lambda features: dict(zip(names, self.run(features, ENCODER), strict=True)),
+            lambda tokens, heard, cache: self.step({TOKENS: tokens, **heard}, cache, DECODER),
+            batch_size=batch_size,
+        )
+        return texts[0] if isinstance(audio, np.ndarray) else texts
 
 
 def initial(states: tuple[StateSpec, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.whisper import Assets
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
 from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
+from audiolora.export.whisper_settings import DECODER, ENCODER, WhisperSettings
 
 
 class Session:
@@ -61,7 +63,8 @@ class Session:
         # The graphs themselves are in the runtime now, and are let go here.
         graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
         self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
-        self._plain = Network(base.manifest, sessions, {}, base.manifest.task)
+        self._assets = _assets(self._base)
+        self._plain = Network(base.manifest, sessions, {}, base.manifest.task, self._assets)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
 
@@ -98,7 +101,8 @@ class Session:
             for name, graph in self.manifest.graphs.items()
             if graph.slots
         }
-        network = Network(self.manifest, self._sessions, active, read.manifest.task or self.manifest.task)
+        task = read.manifest.task or self.manifest.task
+        network = Network(self.manifest, self._sessions, active, task, self._assets)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
@@ -152,7 +156,8 @@ class Session:
             read = read_adapter(loaded.folder, base, **self._trust)
             _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
         tensors = _zeros(self.manifest) if read is None else read.tensors
-        return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
+        sessions = _sessions(base, tensors, **self._how)
+        return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
 
     def forecast(self, history: History, adapter: str | None = None, *, device: str | None = None) -> np.ndarray:
         """History in, forecast out, in the unit of y.
@@ -171,6 +176,33 @@ class Session:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
         return self.network(adapter).forecast(history, device=device)
+
+    def transcribe(
+        self,
+        audio: np.ndarray | Sequence[np.ndarray],
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+    ) -> str | list[str]:
+        """Audio in, text out, by greedy decoding at the context that the adapter was trained with.
+
+        Args:
+            audio: a clip (L,), mono, float, full scale at 1, at most 30 s; or a list of clips.
+            sample_rate_hz: the model's, 16,000; another one is refused.
+            adapter: as in `run`; its context and its language instead of the base's.
+            language: a code, instead of the adapter's; None for its own, or to detect each clip's where it has none.
+            batch_size: clips that run together.
+
+        Returns:
+            The text, or a list of texts in the order of the clips.
+
+        Raises:
+            ValueError: no bundle of a speech model, an adapter that is not loaded, a clip that is too long, empty, not
+                mono, not float or not finite, another sample rate, or a language that the model does not know.
+        """
+        return self.network(adapter).transcribe(audio, sample_rate_hz, language=language, batch_size=batch_size)
 
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.
@@ -224,6 +256,17 @@ def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[s
         model = with_constants(model, _of_graph(fixed, graph), file) if fixed else model
         made[name] = inference_session(model, base.manifest.runtime, file=file, **how)
     return made
+
+
+def _assets(base: Base) -> Assets | None:
+    task, graphs = base.manifest.task, base.manifest.graphs
+    if not isinstance(task, WhisperSettings):
+        return None
+    if missing := {ENCODER, DECODER} - graphs.keys():
+        raise BundleError(
+            f"base: no graph {' and '.join(sorted(missing))}, and its task is a Whisper's; export it again"
+        )
+    return Assets.read(base.files, task)
 
 
 def _of_graph(tensors: Mapping[str, np.ndarray], graph: GraphSpec) -> dict[str, np.ndarray]:

@@ -28,7 +28,9 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
             channels, width, rate_hz, frames, _, _ = file.getparams()
             data = file.readframes(frames)
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path}: no WAV file of whole numbers ({error}); convert it, or read it with soundfile") from None  # fmt: skip
+        raise ValueError(
+            f"{path}: no WAV file of whole numbers ({error}); convert it, or read it with soundfile"
+        ) from None
     if len(data) != frames * channels * width:
         raise ValueError(f"{path}: truncated, {len(data)} of {frames * channels * width} bytes; fetch it again")
     return _samples(data, width).reshape(-1, channels).mean(axis=1, dtype=np.float32), rate_hz

@@ -23,7 +23,7 @@ Encode = Callable[[np.ndarray], Arrays]
 """Features (N, n_mels, frames) → what the decoder takes of them, by name."""
 
 Step = Callable[[np.ndarray, Arrays, Arrays | None], tuple[np.ndarray, Arrays]]
-"""Tokens (N, steps) int64, the encoder's part, the cache (None: empty) → logits (N, steps, vocabulary), the new cache."""
+"""Tokens (N, steps) int64, the encoder's part, the cache (None: empty) → logits (N, steps, vocabulary), the cache."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ from audiolora.files import replace_folder
 RUNTIME = "1.20.0"
 _SEED = 0
 
+Check = Callable[[Path, Callable[[str | None], nn.Module]], None]
+"""A bundle that was written, and the network in torch by PEFT's name of an adapter (None: without): raises ValueError
+where the one does not do what the other does."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -58,6 +62,7 @@ def export(
     task: Task | None = None,
     tasks: Mapping[str, Task] | None = None,
     files: Mapping[str, bytes] | None = None,
+    check: Check | None = None,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -83,6 +88,7 @@ def export(
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
         files: more files of the base that the task needs, by name.
+        check: of the task, besides that of every graph's outputs.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -126,6 +132,8 @@ def export(
             written = Path(new / "adapters" / bundle_id)
             _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if check is not None:
+            check(new, work.reference.switched)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, target)
     return Exported(target, manifest, sizes, found)

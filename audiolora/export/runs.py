@@ -18,6 +18,7 @@ from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_settings import forecast_settings
 from audiolora.export.prepared import forward_names
 from audiolora.integration import enabled
+from audiolora.speech.adapter import INFO_FILE
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 
@@ -25,7 +26,7 @@ _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 def export_runs(
     runs: Sequence[Path],
     out: Path,
-    network: str,
+    network: str | None = None,
     *,
     base: Path | None = None,
     shape: str | None = None,
@@ -35,10 +36,12 @@ def export_runs(
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: folders with ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's.
+        runs: folders with ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's;
+            with ``audiolora.json``, a speech model's.
         out: the bundle's folder.
-        network: ``MODULE:FUNCTION``, which makes the base.
-        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
+        network: ``MODULE:FUNCTION``, which makes the base; None for speech runs, which name their base.
+        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights; another place for the
+            base of speech runs.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
         settings: of `export`.
@@ -49,6 +52,16 @@ def export_runs(
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
+    speech = [name for name, folder in folders.items() if (folder / INFO_FILE).is_file()]
+    if speech and network is None:
+        _check_all_speech(folders, speech)
+        if shape is not None or fixed_length:
+            raise ValueError("speech runs know what they take; leave --shape and --fixed-length out")
+        from audiolora.export.speech import export_speech_runs
+
+        return export_speech_runs(folders, out, base=base, **settings)
+    if network is None:
+        raise ValueError("these runs do not name their base; say what makes it: --network MODULE:FUNCTION")
     net = _made(network)
     if base is not None:
         from audiolora.series.forecaster import Forecaster
@@ -72,6 +85,11 @@ def export_runs(
         raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _check_all_speech(folders: dict[str, Path], speech: Sequence[str]) -> None:
+    if others := [str(folder) for name, folder in folders.items() if name not in speech]:
+        raise ValueError(f"{', '.join(others)}: not of a speech run, and the others are; export them apart")
 
 
 def _id(run: Path) -> str:

@@ -11,10 +11,14 @@ from typing import Any
 
 from audiolora.export.fields import check
 from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
+from audiolora.export.whisper_settings import WhisperSettings, check_same_model, whisper_settings
 
-Task = ForecastSettings
+Task = ForecastSettings | WhisperSettings
 
-_FROM_JSON: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {ForecastSettings.KIND: forecast_settings}
+_FROM_JSON: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {
+    ForecastSettings.KIND: forecast_settings,
+    WhisperSettings.KIND: whisper_settings,
+}
 
 
 def task_to_json(task: Task | None) -> dict[str, Any] | None:
@@ -34,3 +38,14 @@ def task_from_json(says: Mapping[str, Any] | None) -> Task | None:
     kind = says["kind"]
     check(isinstance(kind, str) and kind in _FROM_JSON, "task: kind", kind, f"one of {', '.join(_FROM_JSON)}")
     return _FROM_JSON[kind]({name: value for name, value in says.items() if name != "kind"})
+
+
+def check_adapter_task(base: Task | None, adapter: Task) -> None:
+    """Nothing if an adapter over a base of this task may have that one.
+
+    Raises:
+        ValueError: another kind, or a setting that is the model's and differs.
+    """
+    check(type(adapter) is type(base), "an adapter's task", adapter.KIND, "of the same kind as its base's")
+    if isinstance(base, WhisperSettings) and isinstance(adapter, WhisperSettings):
+        check_same_model(base, adapter)

@@ -10,35 +10,40 @@ even number of frames, which is what `speech.context.audio_context` makes of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from audiolora.export.parts import Part
+from audiolora.export.whisper_settings import DECODER, ENCODER, FEATURES, TOKENS
+
+_PAST, _STEPS = 2, 2  # of the examples
+
 
 class WhisperEncoder(nn.Module):
-    """Features (N, n_mels, frames) → for each decoder layer, its cross-attention's keys and values (N, heads, frames/2, head_dim).
+    """Features (N, n_mels, frames) → each decoder layer's keys and values (N, heads, positions, head_dim) of them.
 
     Args:
         net: a ``WhisperForConditionalGeneration``, adapted or plain.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
-        self.net = net
+        self.encoder = net.model.encoder
+        self.cross = nn.ModuleList([layer.encoder_attn for layer in net.model.decoder.layers])
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys and values, layer by layer: key 0, value 0, key 1, …"""
-        encoder, decoder = self.net.model.encoder, self.net.model.decoder
+        encoder: Any = self.encoder
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         for layer in encoder.layers:
             hidden = hidden + _attention(layer.self_attn, layer.self_attn_layer_norm(hidden))
             hidden = hidden + _fully_connected(layer, hidden)
         hidden = encoder.layer_norm(hidden)
-        found: list[torch.Tensor] = []
-        for layer in decoder.layers:
-            found += _keys_values(layer.encoder_attn, hidden)
-        return tuple(found)
+        return tuple(part for attention in self.cross for part in _keys_values(attention, hidden))
 
 
 class WhisperDecoder(nn.Module):
@@ -48,35 +53,74 @@ class WhisperDecoder(nn.Module):
         net: a ``WhisperForConditionalGeneration``, adapted or plain.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
-        self.net = net
+        self.decoder, self.proj_out = net.model.decoder, net.proj_out
 
-    def forward(self, tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, tokens: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits, then the new cache, layer by layer: key 0, value 0, key 1, …
 
         Args:
             tokens: int64 (N, steps).
-            states: the encoder's outputs (N, heads, positions, head_dim), then the cache (N, heads, past, head_dim).
+            given: the encoder's outputs (N, heads, positions, head_dim), then the cache (N, heads, past, head_dim).
         """
-        decoder = self.net.model.decoder
-        cross, cache = states[: len(states) // 2], states[len(states) // 2 :]
+        decoder: Any = self.decoder
+        heard, cache = given[: len(given) // 2], given[len(given) // 2 :]
         past, steps = cache[0].shape[2], tokens.shape[1]
         at = torch.arange(steps, device=tokens.device) + past
         hidden = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[at]
         later = torch.arange(past + steps, device=tokens.device) > at[:, None]
         mask = torch.zeros_like(later, dtype=hidden.dtype).masked_fill(later, torch.finfo(hidden.dtype).min)
-        new: list[torch.Tensor] = []
+        present: list[torch.Tensor] = []
         for i, layer in enumerate(decoder.layers):
             x = layer.self_attn_layer_norm(hidden)
             own = _keys_values(layer.self_attn, x)
             keys, values = (torch.cat([cache[2 * i + j], own[j]], 2) for j in (0, 1))
-            new += [keys, values]
+            present += [keys, values]
             hidden = hidden + _attention(layer.self_attn, x, keys, values, mask)
             x = layer.encoder_attn_layer_norm(hidden)
-            hidden = hidden + _attention(layer.encoder_attn, x, cross[2 * i], cross[2 * i + 1])
+            hidden = hidden + _attention(layer.encoder_attn, x, heard[2 * i], heard[2 * i + 1])
             hidden = hidden + _fully_connected(layer, hidden)
-        return self.net.proj_out(decoder.layer_norm(hidden)), *new
+        return self.proj_out(decoder.layer_norm(hidden)), *present
+
+
+@torch.no_grad()
+def whisper_parts(whisper: Any, features: torch.Tensor) -> list[Part]:
+    """The two graphs of a Whisper.
+
+    Args:
+        whisper: a ``WhisperForConditionalGeneration``, adapted or plain.
+        features: log-mel features (N, n_mels, frames) of a clip that is no secret: they are the self-test. A few frames
+            will do, and keep it small.
+
+    Example:
+        >>> from audiolora.export import export
+        >>> export(model, "bundle", parts=whisper_parts(whisper, features))  # doctest: +SKIP
+    """
+    config = whisper.config
+    heard = WhisperEncoder(whisper).eval()(features)
+    start = torch.full((len(features), _PAST), config.decoder_start_token_id)
+    empty = [keys[:, :, :0] for keys in heard]
+    decoder = WhisperDecoder(whisper).eval()
+    scores, *cache = decoder(start, *heard, *empty)
+    tokens = scores.topk(_STEPS).indices[:, -1]  # the likeliest that follow
+    names = _by_layer(config.decoder_layers, "heard")
+    states = dict(
+        zip(_by_layer(config.decoder_layers, "past"), _by_layer(config.decoder_layers, "present"), strict=True)
+    )
+    given = {TOKENS: tokens, **dict(zip(names, heard, strict=True)), **dict(zip(states, cache, strict=True))}
+    free = {TOKENS: {0: "batch", 1: "steps"}}
+    free |= {name: {0: "batch", 2: "positions"} for name in names} | {name: {0: "batch", 2: "past"} for name in states}
+    return [
+        Part(
+            {FEATURES: features}, {FEATURES: {0: "batch", 2: "frames"}}, ENCODER, WhisperEncoder, outputs=tuple(names)
+        ),
+        Part(given, free, DECODER, WhisperDecoder, states, ("logits", *states.values())),
+    ]
+
+
+def _by_layer(layers: int, prefix: str) -> list[str]:
+    return [f"{prefix}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def _keys_values(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

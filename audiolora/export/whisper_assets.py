@@ -125,9 +125,9 @@ def vocabulary(tokenizer: WhisperTokenizer, size: int) -> list[bytes]:
 
 
 def _check_rules(rules: Any) -> None:
-    odd = {name: getattr(rules, name, None) for name, neutral in _NEUTRAL.items() if getattr(rules, name, None) not in neutral}  # fmt: skip
-    if odd:
-        told = ", ".join(f"{name}={value!r}" for name, value in odd.items())
+    values = {name: getattr(rules, name, None) for name in _NEUTRAL}
+    if odd := [name for name, value in values.items() if value not in _NEUTRAL[name]]:
+        told = ", ".join(f"{name}={values[name]!r}" for name in odd)
         raise ValueError(
             f"the model's generation_config sets {told}, and a device decodes greedily without it; set it to None in "
             "model.generation_config"
@@ -137,5 +137,7 @@ def _check_rules(rules: Any) -> None:
 def _end(tokens: int | list[int]) -> int:
     listed = tokens if isinstance(tokens, list) else [tokens]
     if len(listed) != 1:
-        raise ValueError(f"generation_config.eos_token_id must be one token, got {tokens}; name the one that ends a text")
+        raise ValueError(
+            f"generation_config.eos_token_id must be one token, got {tokens}; name the one that ends a text"
+        )
     return listed[0]

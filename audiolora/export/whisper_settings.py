@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
+
+from audiolora.export.fields import as_list, check, is_count
 
 CONTEXTS = ("auto", "full")
+
+ENCODER, DECODER = "encoder", "decoder"
+"""The graphs. The encoder's outputs are inputs of the decoder by the same names, beside its tokens and its states."""
+
+FEATURES, TOKENS = "features", "tokens"
 
 FILTERS_FILE = "mel.safetensors"
 """``filters`` (n_fft / 2 + 1, n_mels) and ``window`` (n_fft,), float32: the very ones that the model was trained on."""
@@ -42,6 +49,8 @@ class WhisperSettings:
         ValueError: a value out of its range; its name and the rule are told.
     """
 
+    KIND: ClassVar[str] = "whisper"
+
     sample_rate_hz: int
     n_fft: int
     hop: int
@@ -63,18 +72,18 @@ class WhisperSettings:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            _check(_is_count(getattr(self, name)) and getattr(self, name) > 0, name, getattr(self, name), "positive")
+            check(is_count(getattr(self, name)) and getattr(self, name) > 0, name, getattr(self, name), "positive")
         for name in ("start", "end"):
-            _check(_is_count(getattr(self, name)), name, getattr(self, name), "a token")
+            check(is_count(getattr(self, name)), name, getattr(self, name), "a token")
         for name in _TOKENS:
-            _check(all(map(_is_count, getattr(self, name))), name, getattr(self, name), "tokens")
-        _check(self.context in CONTEXTS, "context", self.context, f"one of {', '.join(CONTEXTS)}")
-        known = isinstance(self.languages, Mapping) and all(map(_is_count, self.languages.values()))
-        _check(known, "languages", self.languages, "tokens by code")
+            check(all(map(is_count, getattr(self, name))), name, getattr(self, name), "tokens")
+        check(self.context in CONTEXTS, "context", self.context, f"one of {', '.join(CONTEXTS)}")
+        known = isinstance(self.languages, Mapping) and all(map(is_count, self.languages.values()))
+        check(known, "languages", self.languages, "tokens by code")
         self.check_language(self.language)
-        _check(self.n_fft % 2 == 0, "n_fft", self.n_fft, "even")
+        check(self.n_fft % 2 == 0, "n_fft", self.n_fft, "even")
         longest = max(self.multiple_frames, self.floor_frames)
-        _check(longest <= self.max_frames, "multiple_frames, floor_frames", longest, f"at most {self.max_frames}")
+        check(longest <= self.max_frames, "multiple_frames, floor_frames", longest, f"at most {self.max_frames}")
 
     def check_language(self, language: str | None) -> None:
         """Nothing if this Whisper can be told so.
@@ -83,7 +92,7 @@ class WhisperSettings:
             ValueError: it knows no such language.
         """
         known = ", ".join(self.languages) or "English alone, and is told none: give language=None"
-        _check(language is None or language in self.languages, "language", language, f"one it knows: {known}")
+        check(language is None or language in self.languages, "language", language, f"one it knows: {known}")
 
     def n_frames(self, n_samples: int) -> int:
         """The context of a clip, frames: `speech.context.ContextPolicy.n_frames` in whole numbers.
@@ -94,7 +103,9 @@ class WhisperSettings:
         frames = -(-n_samples // self.hop)
         limit_s = self.max_frames * self.hop / self.sample_rate_hz
         if frames > self.max_frames:
-            raise ValueError(f"{n_samples / self.sample_rate_hz:.2f} s, and this model hears at most {limit_s:g} s at once")
+            raise ValueError(
+                f"{n_samples / self.sample_rate_hz:.2f} s, and this model hears at most {limit_s:g} s at once"
+            )
         if self.context == "full":
             return self.max_frames
         rounded = -(-max(frames, self.floor_frames) // self.multiple_frames) * self.multiple_frames
@@ -120,7 +131,7 @@ def whisper_settings(says: Mapping[str, Any]) -> WhisperSettings:
         ValueError: a setting out of its range.
         TypeError: one is missing or unknown.
     """
-    lists = {name: _tuple(name, says[name]) for name in _TOKENS if name in says}
+    lists = {name: tuple(as_list(says[name])) for name in _TOKENS if name in says}
     return WhisperSettings(**{**says, **lists})
 
 
@@ -132,18 +143,4 @@ def check_same_model(base: WhisperSettings, adapter: WhisperSettings) -> None:
     """
     names = [field.name for field in fields(base) if field.name not in _OF_ADAPTER]
     other = [name for name in names if getattr(base, name) != getattr(adapter, name)]
-    _check(not other, "an adapter's settings", ", ".join(other), "the base's, but for context, language and task")
-
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    _check(isinstance(value, Sequence) and not isinstance(value, str), name, value, "a list")
-    return tuple(value)
-
-
-def _check(fine: Any, name: str, value: Any, rule: str) -> None:
-    if not fine:
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    check(not other, "an adapter's settings", ", ".join(other), "the base's, but for context, language and task")
