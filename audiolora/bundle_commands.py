@@ -17,7 +17,7 @@ def export(
     out: Path,
     network: str | None = None,
     base: Path | None = None,
-    form: Literal["wsum", "fact", "merged"] = "wsum",
+    form: Literal["wsum", "fact", "merged"] | None = None,
     sign: Path | None = None,
     id: str | None = None,
     max_rank: int = 64,
@@ -40,7 +40,7 @@ def export(
         base: the base's weights, from Forecaster.save, if the function does not load them; of speech runs, another
             place for them.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
-            few steps), or nothing (merged: one adapter, fixed).
+            few steps), or nothing (merged: one adapter, fixed). By default wsum, and fact for speech runs.
         sign: private key to sign with; audiolora keys makes one.
         id: the base's name; by default the folder's.
         max_rank: no adapter of a larger rank will be loaded.

@@ -7,6 +7,7 @@ token is taken at each step, some tokens never are, and a text ends at the end t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from audiolora.edge.mel import log_mel
 from audiolora.export.errors import BundleError
 from audiolora.export.tensors import read_tensors
 from audiolora.export.whisper_settings import FILTERS_FILE, VOCABULARY_FILE, WhisperSettings
+
+# A timestamp, among the bytes of others: dropped last, as transformers does, for it keeps apart what it stands between.
+_TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -59,7 +63,8 @@ class Assets:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without blanks at its ends."""
         known = len(self.vocabulary)
-        return b"".join(self.vocabulary[token] for token in tokens if token < known).decode("utf-8", "replace").strip()
+        written = b"".join(self.vocabulary[token] for token in tokens if token < known).decode("utf-8", "replace")
+        return _TIMESTAMP.sub("", written).strip()
 
 
 def transcribe_with(

@@ -31,6 +31,7 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    form: str | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
@@ -44,11 +45,13 @@ def export_runs(
             base of speech runs.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        form: as in `export`; None takes the default, of `export_whisper` for speech runs.
         settings: of `export`.
 
     Raises:
         ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
     """
+    settings |= {} if form is None else {"form": form}
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")

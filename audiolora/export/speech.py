@@ -33,7 +33,7 @@ def export_whisper(
     adapters: Sequence[str] | Mapping[str, str] | None = None,
     tasks: Mapping[str, WhisperSettings] | None = None,
     clips: Sequence[np.ndarray] | None = None,
-    form: str = "wsum",
+    form: str = "fact",
     **settings: Any,
 ) -> Exported:
     """Write a Whisper and its adapters as a bundle whose sessions have `transcribe`.
@@ -50,7 +50,7 @@ def export_whisper(
         adapters: as in `export`.
         tasks: by PEFT's name, of adapters with a context or a language of their own: `settings_of`.
         clips: audio (L,), 16 kHz, to compare texts on; by default one that is drawn. They are not stored.
-        form: as in `export`.
+        form: as in `export`; ``"fact"`` is the default, for the decoder runs a token at a time.
         settings: the others of `export`.
 
     Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +14,6 @@ from audiolora.speech.decode import PROMPT_TOKENS, TOKENS_AT_LEAST, TOKENS_PER_S
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
-
-_TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 
 # What transformers' generate would do besides, and the device does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -107,7 +104,7 @@ def files_of(processor: WhisperProcessor, vocabulary_size: int) -> dict[str, byt
 
 
 def vocabulary(tokenizer: WhisperTokenizer, size: int) -> list[bytes]:
-    """Each token's bytes; none for special tokens, timestamps, and numbers that the tokenizer does not know."""
+    """Each token's bytes; none for special tokens and for numbers that the tokenizer does not know."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
@@ -115,7 +112,7 @@ def vocabulary(tokenizer: WhisperTokenizer, size: int) -> list[bytes]:
     found = []
     for number in range(size):
         piece = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if piece is None or number in special or _TIMESTAMP.fullmatch(piece):
+        if piece is None or number in special:
             found.append(b"")
         elif number in added:
             found.append(piece.encode())
