@@ -32,13 +32,14 @@ def export(
     The bundle is run by ONNX Runtime and compared with torch; where they differ, nothing is left.
 
     Args:
-        runs: folders of adapters (PEFT's, what Forecaster.save wrote, a speech run's); a folder's name is the adapter's
-            id.
+        runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
+            uses one; finished runs of recipes/asr_whisper.py over one Whisper; or folders of adapters (PEFT's, or what
+            Forecaster.save wrote). A folder's name is the adapter's id.
         out: the bundle's folder.
-        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A speech run names
-            its base.
-        base: the base's weights, from Forecaster.save, if the function does not load them; of speech runs, another
-            place for them.
+        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
+            knows its own.
+        base: the base's weights, from Forecaster.save, if the function does not load them; for runs over a Whisper,
+            another place for it.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
             few steps), or nothing (merged: one adapter, fixed). By default wsum, and fact for speech runs.
         sign: private key to sign with; audiolora keys makes one.

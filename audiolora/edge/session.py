@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,15 @@ class Session:
         sessions = _sessions(base, tensors, **self._how)
         return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
 
-    def forecast(self, history: History, adapter: str | None = None, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        history: History,
+        adapter: str | None = None,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """History in, forecast out, in the unit of y.
 
         Args:
@@ -168,6 +177,9 @@ class Session:
                 in front for N series at once.
             adapter: as in `run`; its scaler instead of the base's, if it has one.
             device: whose scaling a scaler by device is to use; None where it knows one device alone.
+            ends: when the last value was measured (UTC, if it has no zone): the columns of the calendar that the
+                network reads are then filled in.
+            time_zone: instead of the bundle's.
 
         Returns:
             (horizon,), or (horizon, Q) with quantiles, ascending; float64; (N, …) for N series.
@@ -175,7 +187,7 @@ class Session:
         Raises:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
-        return self.network(adapter).forecast(history, device=device)
+        return self.network(adapter).forecast(history, device=device, ends=ends, time_zone=time_zone)
 
     def transcribe(
         self,

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from audiolora.edge import Session
 from audiolora.export import make_keys
 from tests.export.small_bundle import factors, reference, sample, write_adapter, write_base
 
@@ -32,6 +35,11 @@ assert session.selftest("user1") < 1e-5
 """
 
 
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     import numpy as np
 
@@ -41,14 +49,39 @@ def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", sample())
     files = {name: str(tmp_path / f"{name}.npy") for name in "xy"}
     program = PROGRAM.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=str(public), **files)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_program(program)
     assert done.returncode == 0, done.stderr
     swapped, bound, base = np.load(files["y"])
     for found, adapter in ((swapped, factors()), (bound, factors()), (base, None)):
         np.testing.assert_allclose(found, reference(sample(), adapter), rtol=0, atol=1e-5)
+
+
+HEARING = """
+texts = session.transcribe(list(x), 16_000, "door")
+assert session.bind("door").transcribe(x[0], 16_000) == texts[0]
+assert "wave" in sys.modules
+print("|".join(texts))
+"""
+
+
+@pytest.mark.slow
+def test_a_whisper_hears_without_torch(tmp_path: Path) -> None:
+    import numpy as np
+
+    from audiolora.export.runs import export_runs
+    from audiolora.export.speech import drawn_clip
+    from tests.speech.tiny_run import tiny_run
+    from tests.speech.tiny_whisper import tiny_whisper
+
+    tiny_whisper(tmp_path / "base")
+    tiny_run(tmp_path / "door", tmp_path / "base")
+    export_runs([tmp_path / "door"], tmp_path / "b")
+    x = np.stack([drawn_clip(), drawn_clip()[::-1]])
+    np.save(tmp_path / "x.npy", x)
+    begin = PROGRAM.partition("x = np.load")[0].replace('"user1"', '"door"')
+    program = begin + f"x = np.load({str(tmp_path / 'x.npy')!r})" + HEARING
+    done = run_program(program.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=None))
+    assert done.returncode == 0, done.stderr
+    session = Session(tmp_path / "b", threads=1)
+    session.load("door")
+    assert done.stdout.rstrip("\n") == "|".join(session.transcribe(list(x), 16_000, "door"))
