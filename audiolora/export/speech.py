@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,10 @@ def export_speech_runs(
                 f"over {info.base_model} ({info.base_fingerprint[:12]}); a bundle has one base: export them apart"
             )
         model.load_adapter(str(folder), adapter_name=f"run{i}")
-    plain = settings_of(whisper.model, whisper.processor, context="full")
-    tasks = {peft: replace(plain, context=one.context, language=one.language) for peft, one in infos.items()}
+    tasks = {
+        peft: settings_of(whisper.model, whisper.processor, context=one.context, language=one.language)
+        for peft, one in infos.items()
+    }
     ids = {f"run{i}": name for i, name in enumerate(runs)}
     return export_whisper(model, whisper.processor, out, adapters=ids, tasks=tasks, **settings)
 

@@ -48,7 +48,7 @@ def settings_of(
         whisper: the model, its generation config in it.
         processor: the model's.
         context: ``"auto"`` or ``"full"``, what the adapter was trained with; a plain Whisper needs "full".
-        language: a code; None for an English-only model, and to detect each clip's.
+        language: a code; None to detect each clip's, and for an English-only model, which may also be told "en".
         task: ``"transcribe"`` or ``"translate"``.
 
     Raises:
@@ -61,6 +61,12 @@ def settings_of(
     rules, extractor = whisper.generation_config, processor.feature_extractor
     _check_rules(rules)
     multilingual = is_multilingual(whisper)
+    needed = ["no_timestamps_token_id", *(["lang_to_id", "task_to_id"] if multilingual else [])]
+    if missing := [name for name in needed if getattr(rules, name, None) is None]:
+        raise ValueError(
+            f"the model's generation_config has no {', '.join(missing)}, which transcription needs; take that of the "
+            "Whisper that it comes from: model.generation_config = GenerationConfig.from_pretrained(…)"
+        )
     policy = ContextPolicy("auto")
     after = [rules.task_to_id[task]] if multilingual else []
     return WhisperSettings(
@@ -74,7 +80,7 @@ def settings_of(
         floor_frames=policy.floor_frames,
         start=rules.decoder_start_token_id,
         languages={token[2:-2]: number for token, number in rules.lang_to_id.items()} if multilingual else {},
-        language=language,
+        language=None if not multilingual and language == "en" else language,
         after=(*after, rules.no_timestamps_token_id),
         end=_end(rules.eos_token_id),
         suppressed=tuple(rules.suppress_tokens or ()),

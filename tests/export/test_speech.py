@@ -155,6 +155,12 @@ def test_decoding_rules_that_a_device_has_not_are_refused(base: Path, tmp_path: 
         with pytest.raises(ValueError, match=name):
             export_whisper(whisper.model, whisper.processor, tmp_path / "b")
         setattr(whisper.model.generation_config, name, before)
+    whisper.model.generation_config.is_multilingual = False
+    assert settings_of(whisper.model, whisper.processor, context="full", language="en").languages == {}
+    whisper.model.generation_config.is_multilingual = True
+    whisper.model.generation_config.lang_to_id = None
+    with pytest.raises(ValueError, match=r"no lang_to_id, .*GenerationConfig\.from_pretrained"):
+        settings_of(whisper.model, whisper.processor, context="full")
 
 
 @pytest.mark.slow
