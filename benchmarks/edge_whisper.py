@@ -46,7 +46,7 @@ def main(*, rounds: int = 15) -> None:
             export(adapted, Path(folder) / form, parts=parts, form=form)
             sessions[form] = Session(Path(folder) / form, threads=1)
             sessions[form].load("default")
-    networks = {"base": sessions["wsum"].bind(), "bound": sessions["wsum"].bind("default")}
+        networks = {"base": sessions["wsum"].bind(), "bound": sessions["wsum"].bind("default")}
     networks |= {f"swapped {form}": session.network("default") for form, session in sessions.items()}
     rows = []
     with adapted.disable_adapter(), torch.no_grad():
@@ -90,7 +90,7 @@ def step(networks: dict[str, Network], whisper: WhisperForConditionalGeneration,
 
         def theirs(i: int) -> None:
             whisper(encoder_outputs=hidden, decoder_input_ids=token, past_key_values=kept, use_cache=True)
-            kept.self_attention_cache.crop(PAST)
+            kept.self_attention_cache.crop(-1)  # the token that was added
 
         return ratios(in_turns(ways | {"transformers": theirs}, rounds, calls=6), f"whisper-tiny.step.N{n}")
 

@@ -13,7 +13,7 @@ from torch import nn
 from audiolora.export.exporting import Exported, export
 from audiolora.export.slots import adapter_names, inner_network
 from audiolora.export.whisper import whisper_parts
-from audiolora.export.whisper_assets import files_of, settings_of
+from audiolora.export.whisper_assets import files_of, settings_of, task_name
 from audiolora.export.whisper_settings import WhisperSettings
 from audiolora.speech.adapter import adapter_folder, load_adapted, read_info
 from audiolora.speech.decode import SAMPLE_RATE_HZ, log_mel, transcribe
@@ -148,7 +148,7 @@ def _check_texts(
         task = session.network(bundle_id).task
         assert isinstance(task, WhisperSettings)
         how: dict[str, Any] = {"context": task.context, "language": task.language, "progress": False}
-        wanted = transcribe(network(name), processor, clips, **how)
+        wanted = transcribe(network(name), processor, clips, task=task_name(network(name), task), **how)
         found = session.transcribe(clips, SAMPLE_RATE_HZ, bundle_id)
         for i, (device, torchs) in enumerate(zip(found, wanted, strict=True)):
             if device != torchs:

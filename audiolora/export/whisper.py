@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from audiolora.export.parts import Part
 from audiolora.export.whisper_settings import DECODER, ENCODER, FEATURES, TOKENS
+from audiolora.speech.context import FRAMES_PER_POSITION
 
 _PAST, _STEPS = 2, 2  # of the examples
 
@@ -84,7 +85,6 @@ class WhisperDecoder(nn.Module):
         return self.proj_out(decoder.layer_norm(hidden)), *present
 
 
-@torch.no_grad()
 def whisper_parts(whisper: Any, features: torch.Tensor) -> list[Part]:
     """The two graphs of a Whisper.
 
@@ -97,13 +97,15 @@ def whisper_parts(whisper: Any, features: torch.Tensor) -> list[Part]:
         >>> from audiolora.export import export
         >>> export(model, "bundle", parts=whisper_parts(whisper, features))  # doctest: +SKIP
     """
-    config = whisper.config
-    heard = WhisperEncoder(whisper).eval()(features)
-    start = torch.full((len(features), _PAST), config.decoder_start_token_id)
-    empty = [keys[:, :, :0] for keys in heard]
-    decoder = WhisperDecoder(whisper).eval()
-    scores, *cache = decoder(start, *heard, *empty)
-    tokens = scores.topk(_STEPS).indices[:, -1]  # the likeliest that follow
+    config, draw = whisper.config, torch.Generator().manual_seed(0)
+    heads, size = config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
+    n, positions = len(features), (features.shape[2] + 1) // FRAMES_PER_POSITION
+
+    def drawn(length: int) -> list[torch.Tensor]:
+        return [torch.randn(n, heads, length, size, generator=draw) for _ in range(2 * config.decoder_layers)]
+
+    heard, cache = drawn(positions), drawn(_PAST)
+    tokens = torch.randint(config.vocab_size, (n, _STEPS), generator=draw)
     names = _by_layer(config.decoder_layers, "heard")
     states = dict(
         zip(_by_layer(config.decoder_layers, "past"), _by_layer(config.decoder_layers, "present"), strict=True)

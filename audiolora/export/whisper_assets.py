@@ -91,6 +91,13 @@ def settings_of(
     )
 
 
+def task_name(whisper: Any, settings: WhisperSettings) -> Any:
+    """What `speech.decode.transcribe` calls the task of these settings: ``"transcribe"`` or ``"translate"``."""
+    if not settings.languages:
+        return "transcribe"
+    return next(name for name, token in whisper.generation_config.task_to_id.items() if token == settings.after[0])
+
+
 def files_of(processor: WhisperProcessor, vocabulary_size: int) -> dict[str, bytes]:
     """The base's files besides graphs: the features' filters and window, and the vocabulary.
 

@@ -16,7 +16,7 @@ from audiolora.edge.whisper import Assets
 from audiolora.export import BundleError, add_adapter, export_whisper
 from audiolora.export.speech import drawn_clip
 from audiolora.export.whisper import whisper_parts
-from audiolora.export.whisper_assets import settings_of, vocabulary
+from audiolora.export.whisper_assets import settings_of, task_name, vocabulary
 from audiolora.speech.adapter import load_adapted
 from audiolora.speech.decode import log_mel, transcribe
 from audiolora.speech.weights import LoadedWhisper, load_whisper
@@ -83,6 +83,8 @@ def test_an_adapter_that_comes_later_brings_its_context_and_language(bundle: Pat
     tiny_run(tmp_path / "yard", base, context="full")
     model, whisper, _ = load_adapted(tmp_path / "yard")
     task = settings_of(whisper.model, whisper.processor, context="full", language="fr")
+    translating = settings_of(whisper.model, whisper.processor, context="full", task="translate")
+    assert [task_name(whisper.model, each) for each in (task, translating)] == ["transcribe", "translate"]
     features = log_mel(whisper.processor, drawn_clip(0.1), 10)[None]
     where = add_adapter(model, bundle, id="yard", parts=whisper_parts(whisper.model, features), task=task)
     session = Session(bundle, threads=1)
