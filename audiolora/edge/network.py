@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from audiolora.edge.ctc import Audio, Word, transcribe_ctc, words_ctc
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
-from audiolora.edge.whisper import Assets, transcribe_with
+from audiolora.edge.whisper import Assets, transcribe_whisper
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
 from audiolora.export.tasks import Task
-from audiolora.export.whisper_settings import DECODER, ENCODER, TOKENS, WhisperSettings
+from audiolora.export.whisper_settings import WhisperSettings
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 """The one input of a graph, or its inputs by name."""
@@ -119,27 +121,42 @@ class Network:
 
     def transcribe(
         self,
-        audio: np.ndarray | Sequence[np.ndarray],
+        audio: Audio,
         sample_rate_hz: int,
         *,
         language: str | None = None,
         batch_size: int = 8,
+        beam_width: int = 1,
     ) -> str | list[str]:
         """As `Session.transcribe`."""
-        if not isinstance(self.task, WhisperSettings) or self.assets is None:
-            raise ValueError("this bundle is not a Whisper's, so it does not say how to hear; use run")
-        settings = self.task if language is None else replace(self.task, language=language)
-        names = [output.name for output in self.manifest.graphs[ENCODER].outputs]
-        texts = transcribe_with(
-            settings,
-            self.assets,
-            [audio] if isinstance(audio, np.ndarray) else audio,
-            sample_rate_hz,
-            lambda features: dict(zip(names, self.run(features, ENCODER), strict=True)),
-            lambda tokens, heard, cache: self.step({TOKENS: tokens, **heard}, cache, DECODER),
-            batch_size=batch_size,
-        )
-        return texts[0] if isinstance(audio, np.ndarray) else texts
+        if isinstance(self.task, WhisperSettings) and self.assets is not None:
+            if beam_width != 1:
+                raise ValueError(f"beam_width must be 1, for a Whisper decodes greedily here, got {beam_width}")
+            settings = self.task if language is None else replace(self.task, language=language)
+            return transcribe_whisper(self, settings, self.assets, audio, sample_rate_hz, batch_size=batch_size)
+        if language is not None:
+            raise ValueError(f"language must be None, for this is no Whisper's bundle, got {language!r}")
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return transcribe_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def words(
+        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+    ) -> list[Word] | list[list[Word]]:
+        """As `Session.words`."""
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return words_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def _ctc(self) -> CtcSettings:
+        if isinstance(self.task, WhisperSettings):
+            raise ValueError("a Whisper's bundle does not say where words are; use transcribe")
+        if not isinstance(self.task, CtcSettings):
+            raise ValueError("this bundle is of no speech model, so it does not say how audio becomes a text; use run")
+        return self.task
+
+    def _logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits = self.run(inputs)
+        assert isinstance(logits, np.ndarray)  # one output
+        return logits
 
 
 def initial(states: tuple[StateSpec, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

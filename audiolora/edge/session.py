@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
@@ -191,30 +192,56 @@ class Session:
 
     def transcribe(
         self,
-        audio: np.ndarray | Sequence[np.ndarray],
+        audio: Audio,
         sample_rate_hz: int,
         adapter: str | None = None,
         *,
         language: str | None = None,
         batch_size: int = 8,
+        beam_width: int = 1,
     ) -> str | list[str]:
-        """Audio in, text out, by greedy decoding at the context that the adapter was trained with.
+        """Audio in, text out.
 
         Args:
-            audio: a clip (L,), mono, float, full scale at 1, at most 30 s; or a list of clips.
-            sample_rate_hz: the model's, 16,000; another one is refused.
-            adapter: as in `run`; its context and its language instead of the base's.
-            language: a code, instead of the adapter's; None for its own, or to detect each clip's where it has none.
-            batch_size: clips that run together.
+            audio: a mono clip (samples,), float, full scale at 1; or several clips. A Whisper hears at most 30 s.
+            sample_rate_hz: of the audio; it must be the model's.
+            adapter: as in `run`; its alphabet, or a Whisper's context and language, instead of the base's.
+            language: of a Whisper: a code, instead of the adapter's; None for its own, or to detect each clip's where
+                it has none.
+            batch_size: clips that run together, for a model that takes their lengths.
+            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text. A
+                Whisper takes 1 alone: the most probable token at each step.
 
         Returns:
-            The text, or a list of texts in the order of the clips.
+            The text, or the text of each clip.
 
         Raises:
-            ValueError: no bundle of a speech model, an adapter that is not loaded, a clip that is too long, empty, not
-                mono, not float or not finite, another sample rate, or a language that the model does not know.
+            ValueError: no speech model's bundle, another sample rate, a clip that is none, too short or too long, or a
+                language that the model does not know.
+
+        Example:
+            >>> session.transcribe(audio, 16_000, "anna")  # doctest: +SKIP
+            'seven'
         """
-        return self.network(adapter).transcribe(audio, sample_rate_hz, language=language, batch_size=batch_size)
+        how: dict[str, Any] = {"language": language, "batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).transcribe(audio, sample_rate_hz, **how)
+
+    def words(
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        beam_width: int = 1,
+    ) -> list[Word] | list[list[Word]]:
+        """As `transcribe`, and where each word is.
+
+        Returns:
+            `ctc.Word`: text, start_s, end_s; for each clip, if there are several.
+        """
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).words(audio, sample_rate_hz, **how)
 
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.

@@ -10,13 +10,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from audiolora.edge.mel import log_mel
 from audiolora.export.errors import BundleError
 from audiolora.export.tensors import read_tensors
-from audiolora.export.whisper_settings import FILTERS_FILE, VOCABULARY_FILE, WhisperSettings
+from audiolora.export.whisper_settings import DECODER, ENCODER, FILTERS_FILE, TOKENS, VOCABULARY_FILE, WhisperSettings
 
 # A timestamp, among the bytes of others: dropped last, as transformers does, for it keeps apart what it stands between.
 _TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
@@ -67,6 +69,36 @@ class Assets:
         return _TIMESTAMP.sub("", written).strip()
 
 
+def transcribe_whisper(
+    network: Any,
+    settings: WhisperSettings,
+    assets: Assets,
+    audio: np.ndarray | Sequence[np.ndarray],
+    sample_rate_hz: int,
+    *,
+    batch_size: int = 8,
+) -> str | list[str]:
+    """The text of a clip, or of each of several; see `Session.transcribe`.
+
+    Args:
+        network: the graphs, an `edge.network.Network`.
+        settings, assets, sample_rate_hz, batch_size: as in `transcribe_with`.
+        audio: a clip (L,), or several.
+    """
+    names = [output.name for output in network.manifest.graphs[ENCODER].outputs]
+
+    def encode(features: np.ndarray) -> Arrays:
+        return dict(zip(names, network.run(features, ENCODER), strict=True))
+
+    def step(tokens: np.ndarray, heard: Arrays, cache: Arrays | None) -> tuple[np.ndarray, Arrays]:
+        found: tuple[np.ndarray, Arrays] = network.step({TOKENS: tokens, **heard}, cache, DECODER)
+        return found
+
+    clips = [audio] if isinstance(audio, np.ndarray) else audio
+    texts = transcribe_with(settings, assets, clips, sample_rate_hz, encode, step, batch_size=batch_size)
+    return texts[0] if isinstance(audio, np.ndarray) else texts
+
+
 def transcribe_with(
     settings: WhisperSettings,
     assets: Assets,
@@ -92,15 +124,18 @@ def transcribe_with(
     clips = _checked(settings, audios, sample_rate_hz)
     texts = [""] * len(clips)
     for n_frames, batch in _batches(settings, clips, batch_size):
-        how = {"filters": assets.filters, "window": assets.window}
-        lengths = {"hop": settings.hop, "max_frames": settings.max_frames}
-        features = np.stack([log_mel(clips[i], n_frames, **how, **lengths) for i in batch])
-        heard = encode(features)
+        how: dict[str, Any] = {"filters": assets.filters, "window": assets.window}
+        how |= {"hop": settings.hop, "max_frames": settings.max_frames}
+        heard = encode(np.stack([log_mel(clips[i], n_frames, **how) for i in batch]))
         limits = [settings.most_tokens(len(clips[i])) for i in batch]
-        written = greedy(settings, limits, lambda tokens, cache, heard=heard: step(tokens, heard, cache))
+        written = greedy(settings, limits, partial(_heard_step, step, heard))
         for i, tokens in zip(batch, written, strict=True):
             texts[i] = assets.text(tokens)
     return texts
+
+
+def _heard_step(step: Step, heard: Arrays, tokens: np.ndarray, cache: Arrays | None) -> tuple[np.ndarray, Arrays]:
+    return step(tokens, heard, cache)
 
 
 def greedy(

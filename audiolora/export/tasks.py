@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from audiolora.export.ctc_settings import CtcSettings, check_same_hearing, ctc_settings
 from audiolora.export.fields import check
 from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
 from audiolora.export.whisper_settings import WhisperSettings, check_same_model, whisper_settings
 
-Task = ForecastSettings | WhisperSettings
+Task = ForecastSettings | CtcSettings | WhisperSettings
 
 _FROM_JSON: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {
     ForecastSettings.KIND: forecast_settings,
+    CtcSettings.KIND: ctc_settings,
     WhisperSettings.KIND: whisper_settings,
 }
 
@@ -40,12 +42,16 @@ def task_from_json(says: Mapping[str, Any] | None) -> Task | None:
     return _FROM_JSON[kind]({name: value for name, value in says.items() if name != "kind"})
 
 
-def check_adapter_task(base: Task | None, adapter: Task) -> None:
-    """Nothing if an adapter over a base of this task may have that one.
+def check_adapter_task(base: Task | None, own: Task) -> None:
+    """Nothing if an adapter over a base with this task may have this one instead.
 
     Raises:
-        ValueError: another kind, or a setting that is the model's and differs.
+        ValueError: it is of another kind, or differs in what the graph has fixed.
     """
-    check(type(adapter) is type(base), "an adapter's task", adapter.KIND, "of the same kind as its base's")
-    if isinstance(base, WhisperSettings) and isinstance(adapter, WhisperSettings):
-        check_same_model(base, adapter)
+    if type(own) is not type(base):
+        there = "none" if base is None else repr(base.KIND)
+        raise ValueError(f"an adapter's task must be of its base's kind, {there}, got {own.KIND!r}")
+    if isinstance(base, CtcSettings) and isinstance(own, CtcSettings):
+        check_same_hearing(base, own)
+    if isinstance(base, WhisperSettings) and isinstance(own, WhisperSettings):
+        check_same_model(base, own)

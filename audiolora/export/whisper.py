@@ -125,17 +125,17 @@ def _by_layer(layers: int, prefix: str) -> list[str]:
     return [f"{prefix}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
-def _keys_values(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _keys_values(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _by_head(attention, attention.k_proj(x)), _by_head(attention, attention.v_proj(x))
 
 
-def _by_head(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _by_head(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """(N, L, C) → (N, heads, L, C / heads)."""
     return x.view(x.shape[0], x.shape[1], attention.num_heads, attention.head_dim).transpose(1, 2)
 
 
 def _attention(
-    attention: nn.Module,
+    attention: Any,
     x: torch.Tensor,
     keys: torch.Tensor | None = None,
     values: torch.Tensor | None = None,
@@ -150,5 +150,5 @@ def _attention(
     return attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
 
 
-def _fully_connected(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _fully_connected(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
     return layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))

@@ -29,6 +29,7 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from audiolora.export.speech import drawn_clip
+    from tests.export.ctc_models import ctc_model, processor
     from tests.series.tiny_fleet import adapted, forecaster, tiny_net
     from tests.speech.tiny_run import tiny_run
     from tests.speech.tiny_whisper import tiny_whisper
@@ -42,6 +43,8 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("door", "yard"):
         tiny_run(tmp_path / "runs" / name, tmp_path / "whisper")
     soundfile.write("door.wav", drawn_clip(3.0), 16_000)
+    ctc_model(num_hidden_layers=1).save_pretrained("wav2vec2-digits")
+    processor(tmp_path).save_pretrained("wav2vec2-digits")
     names: dict[str, object] = {"__name__": "page"}
     torch.manual_seed(0)
     for language, text in blocks():
