@@ -17,7 +17,7 @@ def export(
     out: Path,
     network: str | None = None,
     base: Path | None = None,
-    form: Literal["wsum", "fact", "merged"] = "wsum",
+    form: Literal["wsum", "fact", "merged"] | None = None,
     sign: Path | None = None,
     id: str | None = None,
     max_rank: int = 64,
@@ -35,13 +35,15 @@ def export(
 
     Args:
         runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
-            uses one; or folders of adapters (PEFT's, or what Forecaster.save wrote), whose names are the adapters' ids.
+            uses one; finished runs of recipes/asr_whisper.py over one Whisper; or folders of adapters (PEFT's, or what
+            Forecaster.save wrote). A folder's name is the adapter's id.
         out: the bundle's folder.
         network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
             knows its own.
-        base: the base's weights, from Forecaster.save, if the function does not load them.
+        base: the base's weights, from Forecaster.save, if the function does not load them; for runs over a Whisper,
+            another place for it.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
-            few steps), or nothing (merged: one adapter, fixed).
+            few steps), or nothing (merged: one adapter, fixed). By default wsum, and fact for speech runs.
         sign: private key to sign with; audiolora keys makes one.
         id: the base's name; by default the folder's.
         max_rank: no adapter of a larger rank will be loaded.
@@ -60,9 +62,11 @@ def export(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor,
         form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
+    graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():
-        file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"
-        print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
+        files = graphs if name == "base" else [f"adapters/{name}/adapter.safetensors"]
+        size_kb = sum(made.bytes[file] for file in files) / 1e3
+        print(f"{name:<20} {size_kb:9,.1f} KB   off torch by at most {off:.1e}")
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

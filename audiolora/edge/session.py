@@ -17,11 +17,13 @@ from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
 from audiolora.edge.runtime import activated, inference_session
 from audiolora.edge.streaming import Stream
+from audiolora.edge.whisper import Assets
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
 from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
+from audiolora.export.whisper_settings import DECODER, ENCODER, WhisperSettings
 
 
 class Session:
@@ -64,7 +66,8 @@ class Session:
         # The graphs themselves are in the runtime now, and are let go here.
         graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
         self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
-        self._plain = Network(base.manifest, sessions, {}, base.manifest.task)
+        self._assets = _assets(self._base)
+        self._plain = Network(base.manifest, sessions, {}, base.manifest.task, self._assets)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
 
@@ -101,7 +104,8 @@ class Session:
             for name, graph in self.manifest.graphs.items()
             if graph.slots
         }
-        network = Network(self.manifest, self._sessions, active, read.manifest.task or self.manifest.task)
+        task = read.manifest.task or self.manifest.task
+        network = Network(self.manifest, self._sessions, active, task, self._assets)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
@@ -150,7 +154,8 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
         tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
-        return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
+        sessions = _sessions(base, tensors, **self._how)
+        return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
 
     def stream(self, adapter: str | None = None) -> Stream:
         """Streams through a causal network that was exported for them, chunk by chunk.
@@ -204,29 +209,34 @@ class Session:
         sample_rate_hz: int,
         adapter: str | None = None,
         *,
+        language: str | None = None,
         batch_size: int = 8,
         beam_width: int = 1,
     ) -> str | list[str]:
         """Audio in, text out.
 
         Args:
-            audio: a mono clip (samples,), float, full scale at 1; or several clips.
+            audio: a mono clip (samples,), float, full scale at 1; or several clips. A Whisper hears at most 30 s.
             sample_rate_hz: of the audio; it must be the model's.
-            adapter: as in `run`; its alphabet instead of the base's, if it has one.
+            adapter: as in `run`; its alphabet, or a Whisper's context and language, instead of the base's.
+            language: of a Whisper: a code, instead of the adapter's; None for its own, or to detect each clip's where
+                it has none.
             batch_size: clips that run together, for a model that takes their lengths.
-            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text.
+            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text. A
+                Whisper takes 1 alone: the most probable token at each step.
 
         Returns:
             The text, or the text of each clip.
 
         Raises:
-            ValueError: no speech model's bundle, another sample rate, or a clip that is none or too short.
+            ValueError: no speech model's bundle, another sample rate, a clip that is none, too short or too long, or a
+                language that the model does not know.
 
         Example:
             >>> session.transcribe(audio, 16_000, "anna")  # doctest: +SKIP
             'seven'
         """
-        how = {"batch_size": batch_size, "beam_width": beam_width}
+        how: dict[str, Any] = {"language": language, "batch_size": batch_size, "beam_width": beam_width}
         return self.network(adapter).transcribe(audio, sample_rate_hz, **how)
 
     def words(
@@ -304,6 +314,17 @@ def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[s
         model = with_constants(model, _of_graph(fixed, graph), file) if fixed else model
         made[name] = inference_session(model, base.manifest.runtime, file=file, **how)
     return made
+
+
+def _assets(base: Base) -> Assets | None:
+    task, graphs = base.manifest.task, base.manifest.graphs
+    if not isinstance(task, WhisperSettings):
+        return None
+    if missing := {ENCODER, DECODER} - graphs.keys():
+        raise BundleError(
+            f"base: no graph {' and '.join(sorted(missing))}, and its task is a Whisper's; export it again"
+        )
+    return Assets.read(base.files, task)
 
 
 def _of_graph(tensors: Mapping[str, np.ndarray], graph: GraphSpec) -> dict[str, np.ndarray]:

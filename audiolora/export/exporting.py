@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ from audiolora.files import replace_folder
 RUNTIME = "1.20.0"
 _SEED = 0
 
+Check = Callable[[Path, Callable[[str | None], nn.Module]], None]
+"""A bundle that was written, and the network in torch by PEFT's name of an adapter (None: without): raises ValueError
+where the one does not do what the other does."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -63,6 +67,7 @@ def export(
     processor: Any = None,
     files: Mapping[str, bytes] | None = None,
     streaming: bool = False,
+    check: Check | None = None,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -92,6 +97,7 @@ def export(
         files: more files of the base that the task needs, by name.
         streaming: a causal network, for `audiolora.edge.Session.stream`: its left context becomes states of the graph.
             One with a method ``at_every_step`` is exported with that.
+        check: of the task, besides that of every graph's outputs.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -144,6 +150,8 @@ def export(
             written = Path(new / "adapters" / bundle_id)
             _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if check is not None:
+            check(new, work.reference.switched)
         if processor is not None:
             check_texts(new, work, shipped, processor, [clip])
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}

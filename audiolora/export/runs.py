@@ -20,6 +20,7 @@ from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
 from audiolora.integration import enabled
+from audiolora.speech.adapter import INFO_FILE
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 
@@ -32,37 +33,46 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    form: str | None = None,
     processor: Path | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: a finished run of a recipe; or folders with ``adapter_config.json`` in them or in ``adapter/``; with
-            ``forecaster.json``, a forecaster's.
+        runs: a finished run of a recipe, or several over one Whisper; or folders with ``adapter_config.json`` in them
+            or in ``adapter/``; with ``forecaster.json``, a forecaster's.
         out: the bundle's folder.
         network: ``MODULE:FUNCTION``, which makes the base; None for a recipe's run, which knows its own.
-        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
+        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights; of runs over a Whisper,
+            another place for it.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        form: as in `export`; None takes the default, of `export_whisper` for speech runs.
         processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
     Raises:
         ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
     """
+    settings |= {} if form is None else {"form": form}
     if len(runs) == 1 and is_forecast_run(runs[0]):
         if network is not None or base is not None:
             raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
         with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
             run = read_forecast_run(runs[0], Path(scratch))
             return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
-    if network is None:
-        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
-                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
+    if network is None and any((folder / INFO_FILE).is_file() for folder in folders.values()):
+        from audiolora.export.speech import export_speech_runs
+
+        _check_speech(folders, shape is not None or fixed_length or processor is not None)
+        return export_speech_runs(folders, out, base=base, **settings)
+    if network is None:
+        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
+                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
     net = _made(network)
     if base is not None:
         from audiolora.series.forecaster import Forecaster
@@ -108,6 +118,13 @@ def _exported(
         )
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _check_speech(folders: dict[str, Path], shaped: bool) -> None:
+    if others := [str(folder) for folder in folders.values() if not (folder / INFO_FILE).is_file()]:
+        raise ValueError(f"{', '.join(others)}: not of a speech run, and the others are; export them apart")
+    if shaped:
+        raise ValueError("speech runs know what they take; leave --shape, --fixed-length and --processor out")
 
 
 def _check_plain(base: Path | None, shape: str | None, fixed_length: bool) -> None:
