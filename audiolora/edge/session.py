@@ -16,6 +16,7 @@ from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.streaming import Stream
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
 from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
@@ -148,13 +149,25 @@ class Session:
         """
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
-        read: Adapter | None = None
-        if adapter is not None:
-            loaded = self._entry(adapter)
-            read = read_adapter(loaded.folder, base, **self._trust)
-            _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
-        tensors = _zeros(self.manifest) if read is None else read.tensors
+        tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
         return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
+
+    def stream(self, adapter: str | None = None) -> Stream:
+        """Streams through a causal network that was exported for them, chunk by chunk.
+
+        A stream keeps the adapter that is loaded now, whatever is loaded later; its files are read and verified once
+        more. ``session.bind(adapter).stream()`` is faster, for the time and the memory of a session.
+
+        Args:
+            adapter: its id; None runs the base.
+
+        Raises:
+            ValueError: the adapter is not loaded, or the bundle is not for streams.
+            BundleError: the adapter is not on disk any more as it was loaded.
+        """
+        name, graph = self._plain.graph()
+        slots = {} if adapter is None else _of_graph(self._read_again(adapter).tensors, graph)
+        return Stream(self._sessions[name], graph, slots, self.network(adapter).task)
 
     def forecast(
         self,
@@ -255,6 +268,12 @@ class Session:
                 f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
             )
         return worst
+
+    def _read_again(self, adapter: str) -> Adapter:
+        loaded = self._entry(adapter)
+        read = read_adapter(loaded.folder, self._base, **self._trust)
+        _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
+        return read
 
     def _entry(self, adapter: str) -> Loaded:
         if adapter not in self._adapters:
