@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,10 @@ class Method:
         self._graph, self._sizes, self._file = graph, layout.sizes, file
         self._program, self._method = loaded  # the program's memory is the method's
         self._lock = threading.Lock()  # a method has one set of buffers
-        self._inputs = [*((spec.name, spec.shape) for spec in graph.inputs), *((s.input, s.shape) for s in graph.states)]
+        self._inputs = [
+            *((spec.name, spec.shape) for spec in graph.inputs),
+            *((s.input, s.shape) for s in graph.states),
+        ]
         self._outputs = [*(spec.name for spec in graph.outputs), *(state.output for state in graph.states)]
         self._check()
 
@@ -146,5 +150,6 @@ def _data_path(data: bytes) -> Iterator[str | None]:
     if not data:
         yield None
         return
-    with private_file(data) as path:
+    with private_file() as path:
+        Path(path).write_bytes(data)
         yield path

@@ -13,6 +13,7 @@ import numpy as np
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
+from audiolora.edge import executorch
 from audiolora.edge.runtime import activated, inference_session
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
@@ -22,14 +23,14 @@ from audiolora.export.tensors import read_tensors
 
 
 class Session:
-    """The base of a bundle in ONNX Runtime, and the adapters that are loaded.
+    """The base of a bundle in its runtime (ONNX Runtime or ExecuTorch), and the adapters that are loaded.
 
     Args:
         bundle: the folder.
         key: the public key of who signed it: its file, its PEM text or its 32 bytes. Without one only an unsigned
             bundle is taken, and hashes find accidents, not attacks.
         check_signature: False takes a signed bundle without looking at the signature.
-        threads: of ONNX Runtime, for one operator; 0 leaves it to ONNX Runtime.
+        threads: of ONNX Runtime, for one operator; 0 leaves it to the runtime, and ExecuTorch takes nothing else.
         providers: ONNX Runtime's execution providers.
 
     Raises:
@@ -56,11 +57,13 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
         sessions = _sessions(base, {}, **self._how)
-        for name, graph in base.manifest.graphs.items():
-            check_graph(sessions[name], graph, base.manifest.graph_file(name))
-        # The graphs themselves are in the runtime now, and are let go here.
-        graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
-        self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
+        if base.manifest.target == "onnx":
+            for name, graph in base.manifest.graphs.items():
+                check_graph(sessions[name], graph, base.manifest.graph_file(name))
+            # The graphs themselves are in the runtime now, and are let go here.
+            graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
+            base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
+        self._base = base
         self._plain = Network(base.manifest, sessions, {}, base.manifest.task)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
@@ -93,12 +96,13 @@ class Session:
         read = read_adapter(path, self._base, **self._trust)
         if read.manifest.id != adapter:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
-        active = {
-            name: activated(_of_graph(read.tensors, graph))
-            for name, graph in self.manifest.graphs.items()
-            if graph.slots
-        }
-        network = Network(self.manifest, self._sessions, active, read.manifest.task or self.manifest.task)
+        sessions, active = self._sessions, {}
+        if self.manifest.target == "executorch":  # a program and its data are loaded together
+            sessions = _sessions(self._base, read.tensors, **self._how)
+        else:
+            graphs = {name: graph for name, graph in self.manifest.graphs.items() if graph.slots}
+            active = {name: activated(_of_graph(read.tensors, graph)) for name, graph in graphs.items()}
+        network = Network(self.manifest, sessions, active, read.manifest.task or self.manifest.task)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
@@ -191,7 +195,7 @@ class Session:
         if not worst <= self.manifest.tolerance:
             raise BundleError(
                 f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
-                f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
+                f"{self.manifest.tolerance:.0e} is allowed; another version of the runtime may do better"
             )
         return worst
 
@@ -216,7 +220,9 @@ class Loaded:
 
 
 def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[str, Any]:
-    """ONNX Runtime's session of each graph, with these slots as constants."""
+    """The runtime's session of each graph, with these slots as constants; {} for those of an adapter to come."""
+    if base.manifest.target == "executorch":
+        return dict(executorch.programs(base, fixed or _zeros(base.manifest), how["threads"]))
     made = {}
     for name, graph in base.manifest.graphs.items():
         file = base.manifest.graph_file(name)

@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from audiolora.export.executorch_data import DataLayout, Piece, strided
 from audiolora.export.executorch_network import WithConstants
 from audiolora.export.manifests import GraphSpec, StateSpec, TensorSpec
 from audiolora.export.parts import Part
-from audiolora.export.slots import Fold, Target
+from audiolora.export.slots import Target
 
 VERSION = "1.5.1"
 """Of ExecuTorch: what the programs are written with, and what runs them."""
@@ -64,46 +64,6 @@ class Program:
     portable: tuple[str, ...]
 
 
-def fixed_slots(
-    targets: Sequence[Target], folds: Iterable[Mapping[str, Fold]], max_rank: int | None
-) -> list[TensorSpec]:
-    """The slots with ranks that are fixed, for a program's constants have one size.
-
-    Args:
-        targets: the tensors that have slots.
-        folds: of the adapters that are known.
-        max_rank: of every target; None: the largest that an adapter has there.
-    """
-    known = list(folds)
-    made: list[TensorSpec] = []
-    for target in targets:
-        factors = [one[target.name].A for one in known if target.name in one]
-        rank = max((len(A) for A in factors if A is not None), default=1)
-        rank = rank if max_rank is None else max_rank
-        for slot in target.slots("r"):
-            made.append(TensorSpec(slot.name, tuple(rank if d == "r" else d for d in slot.shape), slot.dtype))
-    return made
-
-
-def padded(tensors: Mapping[str, np.ndarray], slots: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
-    """An adapter's tensors with zeros up to the slots' ranks.
-
-    Raises:
-        ValueError: an adapter of a larger rank.
-    """
-    made = {}
-    for slot in slots:
-        tensor = tensors[slot.name]
-        missing = [int(size) - have for size, have in zip(slot.shape, tensor.shape, strict=True)]
-        if min(missing, default=0) < 0:
-            raise ValueError(
-                f"{slot.name}: {tensor.shape}, and the program takes {slot.shape} at most; export the base again with "
-                "a larger max_rank"
-            )
-        made[slot.name] = np.pad(tensor, [(0, size) for size in missing])
-    return made
-
-
 def program(
     plain: nn.Module, targets: Sequence[Target], slots: Sequence[TensorSpec], part: Part, largest: Mapping[str, int]
 ) -> Program:
@@ -112,7 +72,7 @@ def program(
     Args:
         plain: the network without adapters.
         targets: the tensors that have slots.
-        slots: theirs, from `fixed_slots`.
+        slots: theirs, all sizes fixed.
         part: the graph's view, example and free sizes.
         largest: of the free sizes, by name; `LARGEST` for those it does not name.
 
@@ -123,9 +83,9 @@ def program(
     check_version()
     names = {name for axes in part.dynamic.values() for name in axes.values()}
     limits = {name: largest.get(name, LARGEST.get(name, LARGEST_OTHER)) for name in sorted(names)}
-    example = tuple(_traced(tensor, part.dynamic.get(name, {})) for name, tensor in part.inputs.items())
     numbered = _numbered(slots)
-    owner = WithConstants(part.made(plain), plain, targets, numbered, example).eval()
+    owner = WithConstants(part.made(plain), plain, targets, numbered, tuple(part.inputs.values())).eval()
+    example = tuple(_grown(tensor, part.dynamic.get(name, {}), limits) for name, tensor in part.inputs.items())
     try:
         with _quiet():
             exported, lowered = _lowered(owner, example, _free(part, limits))
@@ -309,10 +269,14 @@ def _symbols(exported: Any, part: Part) -> dict[str, str]:
     }
 
 
-def _traced(tensor: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
-    for axis in axes:
-        if tensor.shape[axis] == 1:
-            tensor = tensor.repeat_interleave(2, axis)  # torch takes a size of 1 for one that is always 1
+def _grown(tensor: torch.Tensor, axes: Mapping[int, str], limits: Mapping[str, int]) -> torch.Tensor:
+    """Repeated up to the largest sizes.
+
+    On the way torch chooses operators by the example's sizes, and takes the bounds of that choice for the program's: of
+    a batch of 2 it made one of at most 15.
+    """
+    for axis, size in axes.items():
+        tensor = tensor.index_select(axis, torch.arange(limits[size]) % tensor.shape[axis])
     return tensor
 
 

@@ -9,6 +9,7 @@ keeps a kernel (C_out, C_in, k) as (C_out, k, C_in), and groups that share a fac
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,8 +55,13 @@ class Piece:
     def __post_init__(self) -> None:
         check(isinstance(self.key, str) and self.key and isinstance(self.slot, str), "key", self.key, "a name")
         counts = (self.offset, self.start, *self.sizes, *self.strides)
-        fine = all(map(is_count, counts)) and len(self.sizes) == len(self.strides)
+        fine = all(map(is_count, counts)) and len(self.sizes) == len(self.strides) and all(self.sizes)
         check(fine, f"{self.slot}: offset, start, sizes, strides", counts, "whole numbers, a stride for each size")
+
+    @property
+    def last(self) -> int:
+        """The largest of `indices`."""
+        return self.start + sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
 
     def indices(self) -> np.ndarray:
         """Which values of the slot, in the order of the file."""
@@ -118,14 +124,16 @@ class DataLayout:
         """
         slots = {piece.slot for piece in self.pieces}
         if slots != tensors.keys():
-            raise BundleError(f"{where}: pieces and slots are not the same: {', '.join(sorted(slots ^ tensors.keys()))}")
+            raise BundleError(
+                f"{where}: pieces and slots are not the same: {', '.join(sorted(slots ^ tensors.keys()))}"
+            )
         data = bytearray(template)
         for piece in self.pieces:
-            values, indices = np.ascontiguousarray(tensors[piece.slot], "<f4").reshape(-1), piece.indices()
-            end = piece.offset + len(indices) * _VALUE_BYTES
-            if end > len(data) or not indices.size or indices.max() >= values.size:
+            values = np.ascontiguousarray(tensors[piece.slot], "<f4").reshape(-1)
+            end = piece.offset + math.prod(piece.sizes) * _VALUE_BYTES
+            if end > len(data) or not piece.last < values.size:
                 raise BundleError(f"{where}: {piece.slot} has a piece outside the file or the slot; export it again")
-            data[piece.offset : end] = values[indices].tobytes()
+            data[piece.offset : end] = values[piece.indices()].tobytes()
         return bytes(data)
 
     def check_program(self, program: bytes, where: str) -> None:

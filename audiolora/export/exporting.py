@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from audiolora.export import executorch_bundle
 from audiolora.export import onnx as graphs
-from audiolora.export.bundle import entries, read_base, write_folder
+from audiolora.export.bundle import Base, entries, read_base, write_folder
 from audiolora.export.checking import check_parity
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
-from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
+from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, TARGETS, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
@@ -32,6 +33,7 @@ from audiolora.files import replace_folder
 
 # ONNX Runtime's multi-LoRA came with 1.20.
 RUNTIME = "1.20.0"
+_MAX_RANK = 64
 _SEED = 0
 
 
@@ -43,6 +45,8 @@ class Exported:
     manifest: BaseManifest
     bytes: Mapping[str, int]
     differences: Mapping[str, float]
+    portable: tuple[str, ...] = ()
+    """Operators that XNNPACK does not take: ExecuTorch's portable kernels run them, which are slower."""
 
 
 def export(
@@ -51,14 +55,16 @@ def export(
     example: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     *,
     adapters: Sequence[str] | Mapping[str, str] | None = None,
-    form: str = "wsum",
+    target: str = "onnx",
+    form: str | None = None,
     id: str | None = None,
     dynamic: Dynamic | None = None,
     parts: Sequence[Part] | None = None,
     task: Task | None = None,
     tasks: Mapping[str, Task] | None = None,
     files: Mapping[str, bytes] | None = None,
-    max_rank: int = 64,
+    max_rank: int | None = None,
+    largest: Mapping[str, int] | None = None,
     dora: bool = False,
     web: bool = False,
     key: Key | None = None,
@@ -66,7 +72,7 @@ def export(
 ) -> Exported:
     """Write a base and its adapters as a bundle that `audiolora.edge.Session` runs.
 
-    The bundle's files are run by ONNX Runtime and compared with torch before it is put in its place.
+    The bundle's files are run by its runtime and compared with torch before it is put in its place.
 
     Args:
         model: adapted by `audiolora.adapt` or PEFT, adapters unmerged; or a `series.forecaster.Forecaster` around such
@@ -75,15 +81,18 @@ def export(
         example: an input of the network, or inputs by the names of its forward's arguments; it is the self-test that is
             stored in the bundle, so not a secret. A forecaster has its own.
         adapters: PEFT's names, or a mapping from PEFT's name to the id in the bundle; None: all of them.
-        form: ``"wsum"`` (the default), ``"fact"`` (inputs of a few steps), or ``"merged"`` (one adapter, fixed).
+        target: ``"onnx"``, or ``"executorch"``, whose ranks and sizes but one are fixed; see docs/edge.md.
+        form: ``"wsum"`` (the default), ``"fact"`` (inputs of a few steps; ExecuTorch's), or ``"merged"`` (one adapter,
+            fixed).
         id: the base's name; default the folder's.
         dynamic: the sizes that are free, ``{"x": {0: "batch", 2: "time"}}``; default the first axis ("batch") of each
-            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it.
+            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it; for ExecuTorch the batch alone.
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
         files: more files of the base that the task needs, by name.
-        max_rank: no adapter of a larger rank will be loaded.
+        max_rank: no adapter of a larger rank will be loaded; default 64, for ExecuTorch what the adapters have.
+        largest: the largest values of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
         key: private key to sign with.
@@ -103,32 +112,35 @@ def export(
         >>> export(net, "bundle", torch.randn(2, 1, 50)).manifest.form  # doctest: +SKIP
         'wsum'
     """
-    target = Path(folder)
+    place = Path(folder)
+    form = _checked_form(target, form, web, largest)
     settings, network = _forecaster(model)
     ids = _ids(network, adapters, form)
-    name = target.name if id is None else id
+    name = place.name if id is None else id
     check_id(name)
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
+    if place.exists() and not overwrite:
+        raise ValueError(f"{place}: there already; name another folder, or replace it with overwrite=True")
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
         parts = [one_part(network, example, dynamic)]
+        if target == "executorch" and dynamic is None:
+            parts = [executorch_bundle.batch_alone(part) for part in parts]
     elif example is not None or dynamic is not None:
         raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
     work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
-    with _beside(target) as new:
-        says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
-        manifest, base_hash = _write_base(new, work, says, files or {}, web=web, key=key)
+    with _beside(place) as new:
+        made = _onnx(work, form, max_rank, web) if target == "onnx" else _executorch(work, max_rank, largest or {})
+        says = {"id": name, "target": target, "form": form, "task": task or settings}
+        _write_base(new, work, says, files or {}, made, key)
+        base = read_base(new, check_signature=False)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
-            _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
+            _write_adapter(written, work, peft, base, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
-        replace_folder(new, target)
-    return Exported(target, manifest, sizes, found)
+        replace_folder(new, place)
+    return Exported(place, base.manifest, sizes, found, made.portable)
 
 
 def add_adapter(
@@ -178,42 +190,50 @@ def add_adapter(
     work = Prepared.over(network, base, adapter, parts, example)
     with _beside(target) as new:
         written = new / bundle_id
-        _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
+        _write_adapter(written, work, adapter, base, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(written, target)
     return target
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The graphs of a base: their files, what they take and give, and what the manifest says of their runtime."""
+
+    files: Mapping[str, bytes]
+    specs: Mapping[str, GraphSpec]
+    says: Mapping[str, Any]
+    portable: tuple[str, ...] = ()
+
+
+def _onnx(work: Prepared, form: str, max_rank: int | None, web: bool) -> _Made:
+    protos, specs = _graphs(work, form)
+    files = {f"{name}.onnx": graphs.optional(proto, specs[name].slots) for name, proto in protos.items()}
+    if web:
+        files |= {f"{name}.web.onnx": graphs.required(proto) for name, proto in protos.items()}
+    rank = _MAX_RANK if max_rank is None else max_rank
+    return _Made(files, specs, {"opset": max(map(graphs.opset, protos.values())), "runtime": RUNTIME, "max_rank": rank})
+
+
+def _executorch(work: Prepared, max_rank: int | None, largest: Mapping[str, int]) -> _Made:
+    made = executorch_bundle.programs(work, max_rank, largest)
+    specs = {name: one.spec for name, one in made.items()}
+    says = {"opset": None, "runtime": executorch_bundle.RUNTIME, "max_rank": executorch_bundle.rank_of(specs)}
+    portable = sorted({operator for one in made.values() for operator in one.portable})
+    return _Made(executorch_bundle.program_files(made), specs, says, tuple(portable))
+
+
 def _write_base(
-    folder: Path,
-    work: Prepared,
-    says: Mapping[str, Any],
-    more: Mapping[str, bytes],
-    *,
-    web: bool,
-    key: Key | None,
-) -> tuple[BaseManifest, str]:
-    protos, specs = _graphs(work, says["form"])
-    files = dict(more)
-    test: dict[str, np.ndarray] = {}
+    folder: Path, work: Prepared, says: Mapping[str, Any], more: Mapping[str, bytes], made: _Made, key: Key | None
+) -> None:
+    files, test = {**more, **made.files}, dict[str, np.ndarray]()
     for part in work.parts:
-        proto, spec = protos[part.name], specs[part.name]
-        files[f"{part.name}.onnx"] = graphs.optional(proto, spec.slots)
-        if web:
-            files[f"{part.name}.web.onnx"] = graphs.required(proto)
         test |= {f"{part.name}.input.{name}": tensor.numpy() for name, tensor in part.inputs.items()}
-        test |= _outputs(part, spec, work, work.merged)
+        test |= _outputs(part, made.specs[part.name], work, work.merged)
     files[SELFTEST] = write_tensors(test)
-    manifest = BaseManifest(
-        files=entries(files),
-        target="onnx",
-        opset=max(map(graphs.opset, protos.values())),
-        runtime=RUNTIME,
-        graphs=specs,
-        **says,
-    )
-    return manifest, write_folder(folder / "base", manifest, files, key)
+    manifest = BaseManifest(files=entries(files), graphs=made.specs, **made.says, **says)
+    write_folder(folder / "base", manifest, files, key)
 
 
 def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphSpec]]:
@@ -232,32 +252,42 @@ def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphS
     return protos, specs
 
 
-def _write_adapter(
-    folder: Path,
-    work: Prepared,
-    adapter: str,
-    base: str,
-    manifest: BaseManifest,
-    task: Task | None,
-    key: Key | None,
-) -> None:
+def _write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: Task | None, key: Key | None) -> None:
     from audiolora.edge.runtime import adapter_file
 
+    manifest = base.manifest
     tensors = filled(manifest.slots, work.folds[adapter])
+    if manifest.target == "executorch":
+        tensors = executorch_bundle.padded(tensors, manifest.slots)
     test: dict[str, np.ndarray] = {}
     for part in work.parts:
         test |= _outputs(part, manifest.graphs[part.name], work, adapter)
     files = {ADAPTER: write_tensors(tensors), SELFTEST: write_tensors(test)}
-    for name, graph in manifest.graphs.items():
-        files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
+    if manifest.target == "executorch":
+        files |= executorch_bundle.data_files(base, tensors)
+    else:
+        for name, graph in manifest.graphs.items():
+            files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
     rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
-    write_folder(folder, AdapterManifest(folder.name, base, rank, entries(files), task), files, key)
+    write_folder(folder, AdapterManifest(folder.name, base.sha256, rank, entries(files), task), files, key)
 
 
 def _outputs(part: Part, spec: GraphSpec, work: Prepared, adapter: str | None) -> dict[str, np.ndarray]:
     wanted = work.reference(part, part.inputs, adapter)
     names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
     return {f"{part.name}.output.{name}": y for name, y in zip(names, wanted, strict=True)}
+
+
+def _checked_form(target: str, form: str | None, web: bool, largest: Mapping[str, int] | None) -> str:
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if target == "executorch":
+        return executorch_bundle.checked_form(form, web)
+    if largest is not None:
+        raise ValueError("largest is for target 'executorch'; ONNX Runtime's free sizes have no bound")
+    if form not in (None, *FORMS):
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    return form or "wsum"
 
 
 def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None, form: str) -> dict[str, str]:
