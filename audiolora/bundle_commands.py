@@ -15,12 +15,13 @@ _EXIT_WRONG = 2
 def export(
     *runs: Path,
     out: Path,
-    network: str,
+    network: str | None = None,
     base: Path | None = None,
-    form: Literal["wsum", "fact", "merged"] = "wsum",
+    target: Literal["onnx", "executorch"] = "onnx",
+    form: Literal["wsum", "fact", "merged"] | None = None,
     sign: Path | None = None,
     id: str | None = None,
-    max_rank: int = 64,
+    max_rank: int | None = None,
     shape: str | None = None,
     fixed_length: Flag = False,
     dora: Flag = False,
@@ -29,18 +30,21 @@ def export(
 ) -> None:
     """Write a network and the adapters of runs as a bundle for devices.
 
-    The bundle is run by ONNX Runtime and compared with torch; where they differ, nothing is left.
+    The bundle is run by its runtime and compared with torch; where they differ, nothing is left.
 
     Args:
-        runs: folders of adapters (PEFT's, or what Forecaster.save wrote); a folder's name is the adapter's id.
+        runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
+            uses one; or folders of adapters (PEFT's, or what Forecaster.save wrote), whose names are the adapters' ids.
         out: the bundle's folder.
-        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too.
+        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
+            knows its own.
         base: the base's weights, from Forecaster.save, if the function does not load them.
+        target: what runs it: ONNX Runtime, or ExecuTorch with XNNPACK.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
-            few steps), or nothing (merged: one adapter, fixed).
+            few steps, and what ExecuTorch has), or nothing (merged: one adapter, fixed).
         sign: private key to sign with; audiolora keys makes one.
         id: the base's name; by default the folder's.
-        max_rank: no adapter of a larger rank will be loaded.
+        max_rank: no adapter of a larger rank will be loaded; 64, or for executorch what the adapters have.
         shape: of an example input, such as 2,5,168, where no run says it.
         fixed_length: for a network that takes one length alone.
         dora: leave room for DoRA adapters that are added later.
@@ -51,10 +55,10 @@ def export(
 
     made = export_runs(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length,
-        form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
+        target=target, form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
     for name, off in made.differences.items():
-        file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"
+        file = f"base/{made.manifest.graph_file('base')}" if name == "base" else f"adapters/{name}/adapter.safetensors"
         print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 

@@ -1,13 +1,12 @@
 """ExecuTorch behind a session: a program for each adapter, with the adapter's data file under the program's keys.
 
 On a device ExecuTorch is a library for C++, Java and Swift, and `docs/edge.md` says how an app loads a bundle's files.
-This is its Python, which needs torch: for the parity check at export, for ``audiolora verify --self-test``, and for tests.
-XNNPACK packs weights when a method is loaded, so that an adapter costs the memory of a whole network here.
+This is its Python, which needs torch: for the parity check at export, ``audiolora verify --self-test``, and tests. XNNPACK
+packs weights when a method is loaded, so that an adapter costs the memory of a whole network here.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

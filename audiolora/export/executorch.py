@@ -1,11 +1,11 @@
 """The plain network as an ExecuTorch program for XNNPACK, whose adapter is a data file.
 
-The slots are external constants: the program holds their keys alone, and takes their values from the ``.ptd`` file that
-it is loaded with. ExecuTorch documents neither the keys (XNNPACK's are the hash of a constant's bytes at export) nor how
+The slots are external constants: the program holds their keys alone, and takes their values from the ``.ptd`` file it is
+loaded with. ExecuTorch documents neither the keys (XNNPACK's are the hash of a constant's bytes at export) nor how
 XNNPACK arranges a constant's bytes. So a program is exported with numbers in the slots that occur nowhere else, each
 once; the data file that comes with it then shows under which key and in which order every value of every slot is
 looked up. A value that is not found is folded into the program, which is then refused. What was found holds for one
-version of ExecuTorch, and for no other is a program loaded.
+version of ExecuTorch, and no other loads the program.
 
 Sizes: memory is planned for the largest, and XNNPACK's reshape takes one free size, no more.
 """
@@ -96,8 +96,8 @@ def program(
         raise
     except Exception as error:
         raise ValueError(
-            f"ExecuTorch cannot take {part.name} with {_told(part)}: {' '.join(str(error).split())[:400]}; XNNPACK takes "
-            "one free size: name it with dynamic={'x': {0: 'batch'}} or none with dynamic={}, or use target='onnx'"
+            f"ExecuTorch cannot take {part.name} with {_told(part)}: {' '.join(str(error).split())[:400]}; XNNPACK "
+            "takes one free size: name it with dynamic={'x': {0: 'batch'}}, or none with {}, or use target='onnx'"
         ) from error
     held = [slot for slot in slots if slot.name in owner.places]
     data = bytes(made._tensor_data[_TAG]) if held else b""

@@ -21,7 +21,7 @@ from audiolora.export import onnx as graphs
 from audiolora.export.bundle import Base, entries, read_base, write_folder
 from audiolora.export.checking import check_parity
 from audiolora.export.fields import check_id
-from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
+from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, TARGETS, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
@@ -86,13 +86,14 @@ def export(
             fixed).
         id: the base's name; default the folder's.
         dynamic: the sizes that are free, ``{"x": {0: "batch", 2: "time"}}``; default the first axis ("batch") of each
-            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it; for ExecuTorch the batch alone.
+            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it;
+            for ExecuTorch the batch alone.
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
         files: more files of the base that the task needs, by name.
         max_rank: no adapter of a larger rank will be loaded; default 64, for ExecuTorch what the adapters have.
-        largest: the largest values of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
+        largest: of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
         key: private key to sign with.
@@ -315,7 +316,9 @@ def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None,
 def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     module = sys.modules.get("audiolora.series.forecaster")  # whoever has a forecaster has imported it
     if module is not None and isinstance(model, module.Forecaster):
-        return forecast_settings(model.settings()), model.net
+        from audiolora.export.forecast_runs import forecaster_task
+
+        return forecaster_task(model.settings()), model.net
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model
