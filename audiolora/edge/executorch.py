@@ -1,8 +1,8 @@
 """ExecuTorch behind a session: a program for each adapter, with the adapter's data file under the program's keys.
 
 On a device ExecuTorch is a library for C++, Java and Swift, and `docs/edge.md` says how an app loads a bundle's files.
-This is its Python, which needs torch: for the parity check at export, ``audiolora verify --self-test``, and tests. XNNPACK
-packs weights when a method is loaded, so that an adapter costs the memory of a whole network here.
+This is its Python, which needs torch: for the parity check at export, ``audiolora verify --self-test``, and tests.
+XNNPACK packs weights when a method is loaded, so that an adapter costs the memory of a whole network here.
 """
 
 from __future__ import annotations
@@ -108,6 +108,10 @@ class Method:
                 f"{self._file}: {meta.num_inputs()} inputs and {meta.num_outputs()} outputs, and the manifest has "
                 f"{len(self._inputs)} and {len(self._outputs)}; export it again"
             )
+        names = {rule for _, shape in self._inputs for rule in shape if isinstance(rule, str)}
+        if names != self._sizes.keys():
+            odd = ", ".join(sorted(names ^ self._sizes.keys()))
+            raise BundleError(f"{self._file}: the sizes of its layout are not the free ones: {odd}; export it again")
         for i, (name, shape) in enumerate(self._inputs):
             wanted = tuple(self._sizes[rule][1] if isinstance(rule, str) else rule for rule in shape)
             found = tuple(meta.input_tensor_meta(i).sizes())

@@ -1,7 +1,7 @@
 """The plain network as an ExecuTorch program for XNNPACK, whose adapter is a data file.
 
-The slots are external constants: the program holds their keys alone, and takes their values from the ``.ptd`` file it is
-loaded with. ExecuTorch documents neither the keys (XNNPACK's are the hash of a constant's bytes at export) nor how
+The slots are external constants: the program holds their keys alone, and takes their values from the ``.ptd`` file that
+comes with it. ExecuTorch documents neither the keys (XNNPACK's are the hash of a constant's bytes at export) nor how
 XNNPACK arranges a constant's bytes. So a program is exported with numbers in the slots that occur nowhere else, each
 once; the data file that comes with it then shows under which key and in which order every value of every slot is
 looked up. A value that is not found is folded into the program, which is then refused. What was found holds for one
