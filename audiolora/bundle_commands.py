@@ -60,6 +60,8 @@ def export(
     for name, off in made.differences.items():
         file = f"base/{made.manifest.graph_file('base')}" if name == "base" else f"adapters/{name}/adapter.safetensors"
         print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
+    if made.portable:
+        print(f"portable  {', '.join(made.portable)}: not XNNPACK's, and slower")
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

@@ -81,30 +81,41 @@ def program(
         ValueError: a network that torch.export, ExecuTorch or XNNPACK does not take; why, and what to do instead.
     """
     check_version()
-    names = {name for axes in part.dynamic.values() for name in axes.values()}
-    limits = {name: largest.get(name, LARGEST.get(name, LARGEST_OTHER)) for name in sorted(names)}
+    limits = _limits(part, largest)
     numbered = _numbered(slots)
     owner = WithConstants(part.made(plain), plain, targets, numbered, tuple(part.inputs.values())).eval()
     example = tuple(_grown(tensor, part.dynamic.get(name, {}), limits) for name, tensor in part.inputs.items())
     try:
         with _quiet():
             exported, lowered = _lowered(owner, example, _free(part, limits))
-            _check_free(lowered, part)
-            portable = _portable(lowered)
-            made = _serialised(lowered)
-    except ValueError:
-        raise
     except Exception as error:
         raise ValueError(
             f"ExecuTorch cannot take {part.name} with {_told(part)}: {' '.join(str(error).split())[:400]}; XNNPACK "
             "takes one free size: name it with dynamic={'x': {0: 'batch'}}, or none with {}, or use target='onnx'"
         ) from error
+    _check_free(lowered, part)
+    portable = _portable(lowered)
+    with _quiet():
+        made = _serialised(lowered)
     held = [slot for slot in slots if slot.name in owner.places]
     data = bytes(made._tensor_data[_TAG]) if held else b""
     pieces = _pieces(data, numbered, held) if held else ()
     layout = DataLayout(_sizes(exported, part, limits), pieces)
     template = layout.written(data, {s.name: np.zeros(s.shape, np.float32) for s in held}) if held else b""
     return Program(bytes(made.buffer), template, layout, _spec(exported, part, held), portable)
+
+
+def _limits(part: Part, largest: Mapping[str, int]) -> dict[str, int]:
+    limits = {}
+    for name, axes in part.dynamic.items():
+        for axis, size in axes.items():
+            limits[size] = largest.get(size, LARGEST.get(size, LARGEST_OTHER))
+            if limits[size] <= (has := part.inputs[name].shape[axis]):
+                raise ValueError(
+                    f"largest[{size!r}] must be above the example's {has}, for parity is checked on a larger one, too; "
+                    f"got {limits[size]}; give a smaller example, or make the size fixed with dynamic={{}}"
+                )
+    return limits
 
 
 def check_version() -> None:
@@ -144,7 +155,8 @@ def _lowered(owner: WithConstants, example: tuple[torch.Tensor, ...], free: Any)
     from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
 
     places = {f"constants.{place}" for place in owner.places.values()}
-    with torch.no_grad():
+    # NNPACK is for batches of 16 and more: asking whether it would do binds the size to the one side or the other.
+    with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
         module = torch.export.export(owner, example, dynamic_shapes=(free,)).module()
         delegate_external_constants_pass_unlifted(module, lambda node: _TAG if str(node.target) in places else None)
         exported = torch.export.export(module, example, dynamic_shapes=free)
@@ -270,11 +282,7 @@ def _symbols(exported: Any, part: Part) -> dict[str, str]:
 
 
 def _grown(tensor: torch.Tensor, axes: Mapping[int, str], limits: Mapping[str, int]) -> torch.Tensor:
-    """Repeated up to the largest sizes.
-
-    On the way torch chooses operators by the example's sizes, and takes the bounds of that choice for the program's: of
-    a batch of 2 it made one of at most 15.
-    """
+    """Repeated up to the largest sizes: a choice that torch makes by the example's sizes bounds the program's."""
     for axis, size in axes.items():
         tensor = tensor.index_select(axis, torch.arange(limits[size]) % tensor.shape[axis])
     return tensor

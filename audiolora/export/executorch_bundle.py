@@ -54,7 +54,11 @@ def programs(work: Prepared, max_rank: int | None, largest: Mapping[str, int]) -
     if unknown := sorted(largest.keys() - names):
         raise ValueError(f"largest names {', '.join(unknown)}, and the free sizes are {', '.join(sorted(names))}")
     slots = fixed_slots(work.targets, work.folds.values(), max_rank)
-    return {part.name: program(work.plain, work.targets, slots, part, largest) for part in work.parts}
+    made = {part.name: program(work.plain, work.targets, slots, part, largest) for part in work.parts}
+    taken = {slot.name for one in made.values() for slot in one.spec.slots}
+    if idle := [slot.name for slot in slots if slot.name not in taken]:
+        raise ValueError(f"{', '.join(idle)}: no graph uses what it adapts; leave it out of the adapter")
+    return made
 
 
 def program_files(made: Mapping[str, Program]) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ class WithConstants(WithSlots):
     Args:
         net: the view; tensors that have slots and are shared between modules are untied.
         plain: the network that it is a view of.
-        targets: the tensors that have slots; those whose module the view does not hold are left out.
+        targets: the tensors that have slots; those that the view does not use are left out.
         values: by slot; the ranks of all adapters that it will take.
         inputs: an example, to see which operator takes which tensor.
 
@@ -57,6 +57,8 @@ class WithConstants(WithSlots):
         for target in self.targets:
             _untie(net, self.paths[target.name])
         uses = _uses(self, inputs)
+        self.targets = tuple(target for target in self.targets if target.name in uses)
+        self.names = [slot.name for target in self.targets for slot in target.slots("r")]
         self.constants = nn.Module()
         self.places = {name: f"slot{i}" for i, name in enumerate(self.names)}
         for target in self.targets:
@@ -167,9 +169,11 @@ def _uses(owner: WithConstants, inputs: Sequence[torch.Tensor]) -> dict[str, Use
     found: dict[str, Use] = {}
     for target in owner.targets:
         uses = seen.met.get(target.name, set())
+        if not uses and target.name not in seen.elsewhere:
+            continue
         low_rank = any(use.role == "bias" for use in uses) and target.low_rank
         if len(uses) != 1 or target.name in seen.elsewhere or low_rank:
-            by = seen.elsewhere.get(target.name) or ("nothing" if not uses else "more than one operator")
+            by = seen.elsewhere.get(target.name, "more than one operator")
             raise ValueError(
                 f"{target.name}: taken by {by}, and ExecuTorch's adapters go into the weights and biases of Conv1d, "
                 "ConvTranspose1d and Linear alone; leave it out of the adapter, or export with target='onnx'"

@@ -65,7 +65,7 @@ def test_its_numbers_are_torchs_with_all_adapters_loaded_at_once(program: Path, 
 
 
 def test_xnnpacks_cache_of_weights_would_run_the_wrong_adapter(tmp_path: Path) -> None:
-    """Why the program turns it off; should this fail one day, keys and cache have changed, and docs/edge.md with them."""
+    """Why the program turns it off; should this fail one day, the cache has changed, and docs/edge.md with it."""
     x = sample(1, LENGTH).numpy()
     first, second = outputs(compiled(tmp_path / "run", "-DWEIGHTS_CACHE=true"), x, data(None), data("dora"))
     np.testing.assert_allclose(first, by_torch(x, None), rtol=0, atol=2e-5)

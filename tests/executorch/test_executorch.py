@@ -228,6 +228,7 @@ def test_one_adapter_merged(tmp_path: Path) -> None:
         ({"web": True}, "no variant for browsers"),
         ({"dynamic": {"input": {0: "batch", 2: "time"}}}, "XNNPACK takes one free size"),
         ({"largest": {"time": 9}}, "largest names time, and the free sizes are batch"),
+        ({"largest": {"batch": 2}}, r"largest\['batch'\] must be above the example's 2"),
         ({"target": "tflite"}, "target must be one of onnx, executorch, got 'tflite'"),
         ({"target": "onnx", "largest": {"batch": 9}}, "largest is for target 'executorch'"),
     ],
