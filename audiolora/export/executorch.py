@@ -41,6 +41,7 @@ LARGEST_OTHER = 4096
 _TAG = "slots"
 # Below it torch assumes nothing of a size: it traces at 2 and more, and 1 runs as well.
 _TRACED_FROM = 2
+_ASKED = 16
 # Whole numbers below it are exact in float32; none of a network's own constants is likely to be one.
 _FIRST = 2**23
 
@@ -110,6 +111,8 @@ def _limits(part: Part, largest: Mapping[str, int]) -> dict[str, int]:
     for name, axes in part.dynamic.items():
         for axis, size in axes.items():
             limits[size] = largest.get(size, LARGEST.get(size, LARGEST_OTHER))
+            # torch asks of a convolution whether its batch is below 16, and a size that is 16 to 16 is a fixed one.
+            limits[size] += limits[size] == _ASKED
             if limits[size] <= (has := part.inputs[name].shape[axis]):
                 raise ValueError(
                     f"largest[{size!r}] must be above the example's {has}, for parity is checked on a larger one, too; "
@@ -155,12 +158,11 @@ def _lowered(owner: WithConstants, example: tuple[torch.Tensor, ...], free: Any)
     from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
 
     places = {f"constants.{place}" for place in owner.places.values()}
-    # NNPACK is for batches of 16 and more: asking whether it would do binds the size to the one side or the other.
-    with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+    with torch.no_grad():
         module = torch.export.export(owner, example, dynamic_shapes=(free,)).module()
         delegate_external_constants_pass_unlifted(module, lambda node: _TAG if str(node.target) in places else None)
         exported = torch.export.export(module, example, dynamic_shapes=free)
-    return exported, to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        return exported, to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
 
 
 def _serialised(lowered: Any) -> Any:

@@ -152,7 +152,7 @@ def test_a_base_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         "the sizes of its layout are not the free ones: batch",
         {"base.slots.json": json.dumps({**layout, "sizes": {}}).encode()},
     )
-    refused("ExecuTorch refuses it", {"base.pte": files["base.pte"][: len(files["base.pte"]) // 2]})
+    refused("ExecuTorch refuses it", {"base.pte": bytes(64) + files["base.pte"][64:]})
     refused("exported for ExecuTorch 1.4.0, and this is 1.5.1", {}, runtime="1.4.0")
 
 

@@ -47,15 +47,15 @@ class Step(nn.Module):
 
 
 class Head(Step):
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
-        return self.net.head(y)
+    def forward(self, last: torch.Tensor) -> torch.Tensor:
+        return self.net.head(last)
 
 
 def parts() -> list[Part]:
     draw, batch = torch.Generator().manual_seed(1), {0: "batch"}
-    x, past, y = (torch.randn(2, *shape, generator=draw) for shape in ((3, STEPS), (3, CONTEXT), (2,)))
+    x, past, last = (torch.randn(2, *shape, generator=draw) for shape in ((3, STEPS), (3, CONTEXT), (2,)))
     step = Part({"x": x, "past": past}, {"x": batch, "past": batch}, "step", Step, {"past": "next"}, ("y", "next"))
-    return [step, Part({"y": y}, {"y": batch}, "head", Head)]
+    return [step, Part({"last": last}, {"last": batch}, "head", Head)]
 
 
 def model(targets: list[str]) -> nn.Module:
