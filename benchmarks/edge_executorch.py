@@ -1,9 +1,9 @@
 """ExecuTorch (XNNPACK) against ONNX Runtime on one network: base, with an adapter, merged; loading; files.
 
-    make test-executorch && .venv-executorch/bin/python benchmarks/executorch.py
+    make test-executorch && .venv-executorch/bin/python benchmarks/edge_executorch.py
 
 One thread each. All ways take turns in one process, in a new random order each round; a ratio is taken within its round
-and the table shows the median over rounds. Weights are random. Rows are appended to benchmarks/results/executorch.csv.
+and the table shows the median over rounds. Weights are random. Rows are appended to benchmarks/results/edge_executorch.csv.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import edge
 import numpy as np
 from cyclopts import run
 
-RESULTS = Path(__file__).parent / "results" / "executorch.csv"
+RESULTS = Path(__file__).parent / "results" / "edge_executorch.csv"
 CHANNELS, LENGTHS, RANK, VARIABLES, HORIZON = (64, 256), (64, 256, 1024), 8, 7, 24
 
 
