@@ -3,7 +3,8 @@
     make test-executorch && .venv-executorch/bin/python benchmarks/edge_executorch.py
 
 One thread each. All ways take turns in one process, in a new random order each round; a ratio is taken within its round
-and the table shows the median over rounds. Weights are random. Rows are appended to benchmarks/results/edge_executorch.csv.
+and the table shows the median over rounds. Weights are random. Rows are appended to
+benchmarks/results/edge_executorch.csv.
 """
 
 import statistics
