@@ -24,6 +24,7 @@ def export(
     max_rank: int | None = None,
     shape: str | None = None,
     fixed_length: Flag = False,
+    processor: Path | None = None,
     dora: Flag = False,
     web: Flag = False,
     overwrite: Flag = False,
@@ -47,6 +48,8 @@ def export(
         max_rank: no adapter of a larger rank will be loaded; 64, or for executorch what the adapters have.
         shape: of an example input, such as 2,5,168, where no run says it.
         fixed_length: for a network that takes one length alone.
+        processor: for a CTC model (wav2vec2, HuBERT, WavLM, …): the folder of its transformers' processor; by default
+            processor/ in a run.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
         overwrite: replace the bundle that is there.
@@ -54,8 +57,8 @@ def export(
     from audiolora.export.runs import export_runs
 
     made = export_runs(
-        runs, out, network, base=base, shape=shape, fixed_length=fixed_length,
-        target=target, form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
+        runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor, target=target,
+        form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
     for name, off in made.differences.items():
         file = f"base/{made.manifest.graph_file('base')}" if name == "base" else f"adapters/{name}/adapter.safetensors"

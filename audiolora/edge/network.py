@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge.ctc import Audio, Word, transcribe_ctc, words_ctc
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
@@ -107,6 +109,30 @@ class Network:
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
         return forecast_from(self.task, history, device, self.run, ends=ends, time_zone=time_zone)
+
+    def transcribe(
+        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+    ) -> str | list[str]:
+        """As `Session.transcribe`."""
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return transcribe_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def words(
+        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+    ) -> list[Word] | list[list[Word]]:
+        """As `Session.words`."""
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return words_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def _ctc(self) -> CtcSettings:
+        if not isinstance(self.task, CtcSettings):
+            raise ValueError("this bundle is of no speech model, so it does not say how audio becomes a text; use run")
+        return self.task
+
+    def _logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits = self.run(inputs)
+        assert isinstance(logits, np.ndarray)  # one output
+        return logits
 
 
 def initial(states: tuple[StateSpec, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

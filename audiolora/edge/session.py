@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from audiolora.edge import executorch
+from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
@@ -187,6 +188,54 @@ class Session:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
         return self.network(adapter).forecast(history, device=device, ends=ends, time_zone=time_zone)
+
+    def transcribe(
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        beam_width: int = 1,
+    ) -> str | list[str]:
+        """Audio in, text out.
+
+        Args:
+            audio: a mono clip (samples,), float, full scale at 1; or several clips.
+            sample_rate_hz: of the audio; it must be the model's.
+            adapter: as in `run`; its alphabet instead of the base's, if it has one.
+            batch_size: clips that run together, for a model that takes their lengths.
+            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text.
+
+        Returns:
+            The text, or the text of each clip.
+
+        Raises:
+            ValueError: no speech model's bundle, another sample rate, or a clip that is none or too short.
+
+        Example:
+            >>> session.transcribe(audio, 16_000, "anna")  # doctest: +SKIP
+            'seven'
+        """
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).transcribe(audio, sample_rate_hz, **how)
+
+    def words(
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        beam_width: int = 1,
+    ) -> list[Word] | list[list[Word]]:
+        """As `transcribe`, and where each word is.
+
+        Returns:
+            `ctc.Word`: text, start_s, end_s; for each clip, if there are several.
+        """
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).words(audio, sample_rate_hz, **how)
 
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.

@@ -20,6 +20,8 @@ from audiolora.export import executorch_bundle
 from audiolora.export import onnx as graphs
 from audiolora.export.bundle import Base, entries, read_base, write_folder
 from audiolora.export.checking import check_parity
+from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, TARGETS, AdapterManifest, BaseManifest, GraphSpec
@@ -27,7 +29,7 @@ from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
-from audiolora.export.tasks import Task
+from audiolora.export.tasks import Task, check_adapter_task
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
@@ -62,6 +64,7 @@ def export(
     parts: Sequence[Part] | None = None,
     task: Task | None = None,
     tasks: Mapping[str, Task] | None = None,
+    processor: Any = None,
     files: Mapping[str, bytes] | None = None,
     max_rank: int | None = None,
     largest: Mapping[str, int] | None = None,
@@ -91,6 +94,8 @@ def export(
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
+        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, example
+            is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
         max_rank: no adapter of a larger rank will be loaded; default 64, for ExecuTorch what the adapters have.
         largest: of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
@@ -121,6 +126,11 @@ def export(
     check_id(name)
     if place.exists() and not overwrite:
         raise ValueError(f"{place}: there already; name another folder, or replace it with overwrite=True")
+    if processor is not None:
+        if target != "onnx":
+            raise ValueError(f"a CTC model's bundle is for target 'onnx', got {target!r}")
+        task, clip = _ctc(network, processor, task, parts, example)
+        parts, example = [ctc_part(task, processor, clip)], None
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
         parts = [one_part(network, example, dynamic)]
@@ -139,6 +149,8 @@ def export(
             written = Path(new / "adapters" / bundle_id)
             _write_adapter(written, work, peft, base, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if processor is not None:
+            check_texts(new, work, shipped, processor, [clip])
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, place)
     return Exported(place, base.manifest, sizes, found, made.portable)
@@ -188,6 +200,8 @@ def add_adapter(
     settings, network = _forecaster(model)
     own = task or settings
     own = None if own == base.manifest.task else own
+    if parts is None and isinstance(base.manifest.task, CtcSettings):
+        parts = [Part({}, {}, view=ctc_view(base.manifest.task))]
     work = Prepared.over(network, base, adapter, parts, example)
     with _beside(target) as new:
         written = new / bundle_id
@@ -257,6 +271,8 @@ def _write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task:
     from audiolora.edge.runtime import adapter_file
 
     manifest = base.manifest
+    if task is not None:
+        check_adapter_task(manifest.task, task)
     tensors = filled(manifest.slots, work.folds[adapter])
     if manifest.target == "executorch":
         tensors = executorch_bundle.padded(tensors, manifest.slots)
@@ -322,6 +338,16 @@ def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model
+
+
+def _ctc(
+    network: nn.Module, processor: Any, task: Task | None, parts: Any, example: Any
+) -> tuple[CtcSettings, np.ndarray]:
+    """The settings of a CTC model, and the clip of its self-test."""
+    if parts is not None or not (task is None or isinstance(task, CtcSettings)):
+        raise ValueError("a processor has the parts and the task of a CTC model with it; give none beside it")
+    settings = task or ctc_task(network, processor)
+    return settings, noise(settings) if example is None else np.asarray(example, np.float32)
 
 
 def _windows(settings: ForecastSettings) -> torch.Tensor:

@@ -31,6 +31,7 @@ class Part:
             computes this graph's outputs: a tensor or a tuple of tensors.
         states: input → output, by name: what the graph remembers.
         outputs: their names, states among them; None for ``y``, or ``y0``, ``y1``, …
+        more: further inputs to check parity on, of sizes that the example does not show; they are not stored.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -39,6 +40,7 @@ class Part:
     view: Callable[[nn.Module], nn.Module] = whole
     states: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
+    more: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def __post_init__(self) -> None:
         for what, names, there in (
@@ -66,7 +68,7 @@ class Part:
         return self.outputs or (("y",) if count == 1 else tuple(f"y{i}" for i in range(count)))
 
     def trials(self) -> list[dict[str, torch.Tensor]]:
-        """The example, and inputs of other sizes where those are free."""
+        """The example, inputs of other sizes where those are free, and what else there is."""
         names = list(dict.fromkeys(name for axes in self.dynamic.values() for name in axes.values()))
         more = {name: i + 1 for i, name in enumerate(names)}
         grown = {}
@@ -74,4 +76,4 @@ class Part:
             for axis, size in self.dynamic.get(name, {}).items():
                 tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(more[size], tensor.shape[axis]))], axis)
             grown[name] = tensor.contiguous()
-        return [dict(self.inputs), *([grown] if names else [])]
+        return [dict(self.inputs), *([grown] if names else []), *map(dict, self.more)]
