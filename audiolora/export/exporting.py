@@ -17,25 +17,22 @@ import torch
 from torch import nn
 
 from audiolora.export import executorch_bundle
-from audiolora.export import onnx as graphs
 from audiolora.export.bundle import Base, entries, read_base, write_folder
 from audiolora.export.checking import check_parity
 from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
+from audiolora.export.graph_files import Made, executorch_graphs, onnx_graphs
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, TARGETS, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
-from audiolora.export.slots import adapter_names, filled, slots_of
+from audiolora.export.slots import adapter_names, filled
 from audiolora.export.tasks import Task, check_adapter_task
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
-# ONNX Runtime's multi-LoRA came with 1.20.
-RUNTIME = "1.20.0"
-_MAX_RANK = 64
 _SEED = 0
 
 
@@ -140,7 +137,11 @@ def export(
         raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
     work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
     with _beside(place) as new:
-        made = _onnx(work, form, max_rank, web) if target == "onnx" else _executorch(work, max_rank, largest or {})
+        made = (
+            onnx_graphs(work, form, max_rank, web)
+            if target == "onnx"
+            else executorch_graphs(work, max_rank, largest or {})
+        )
         says = {"id": name, "target": target, "form": form, "task": task or settings}
         _write_base(new, work, says, files or {}, made, key)
         base = read_base(new, check_signature=False)
@@ -212,35 +213,8 @@ def add_adapter(
     return target
 
 
-@dataclass(frozen=True)
-class _Made:
-    """The graphs of a base: their files, what they take and give, and what the manifest says of their runtime."""
-
-    files: Mapping[str, bytes]
-    specs: Mapping[str, GraphSpec]
-    says: Mapping[str, Any]
-    portable: tuple[str, ...] = ()
-
-
-def _onnx(work: Prepared, form: str, max_rank: int | None, web: bool) -> _Made:
-    protos, specs = _graphs(work, form)
-    files = {f"{name}.onnx": graphs.optional(proto, specs[name].slots) for name, proto in protos.items()}
-    if web:
-        files |= {f"{name}.web.onnx": graphs.required(proto) for name, proto in protos.items()}
-    rank = _MAX_RANK if max_rank is None else max_rank
-    return _Made(files, specs, {"opset": max(map(graphs.opset, protos.values())), "runtime": RUNTIME, "max_rank": rank})
-
-
-def _executorch(work: Prepared, max_rank: int | None, largest: Mapping[str, int]) -> _Made:
-    made = executorch_bundle.programs(work, max_rank, largest)
-    specs = {name: one.spec for name, one in made.items()}
-    says = {"opset": None, "runtime": executorch_bundle.RUNTIME, "max_rank": executorch_bundle.rank_of(specs)}
-    portable = sorted({operator for one in made.values() for operator in one.portable})
-    return _Made(executorch_bundle.program_files(made), specs, says, tuple(portable))
-
-
 def _write_base(
-    folder: Path, work: Prepared, says: Mapping[str, Any], more: Mapping[str, bytes], made: _Made, key: Key | None
+    folder: Path, work: Prepared, says: Mapping[str, Any], more: Mapping[str, bytes], made: Made, key: Key | None
 ) -> None:
     files, test = {**more, **made.files}, dict[str, np.ndarray]()
     for part in work.parts:
@@ -249,22 +223,6 @@ def _write_base(
     files[SELFTEST] = write_tensors(test)
     manifest = BaseManifest(files=entries(files), graphs=made.specs, **made.says, **says)
     write_folder(folder / "base", manifest, files, key)
-
-
-def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphSpec]]:
-    """Each part's graph, with the slots that it uses; one that no graph uses stays in the first that holds it."""
-    protos, specs, idle = {}, {}, {}
-    for part in work.parts:
-        owner = graphs.WithSlots(part.made(work.plain), work.plain, work.targets, form).eval()
-        protos[part.name] = proto = graphs.graph(owner, part)
-        idle[part.name] = {slot.name for slot in owner.slots} - graphs.consumed(proto)
-    needed = {slot for name, proto in protos.items() for slot in graphs.consumed(proto) - idle[name]}
-    for part in work.parts:
-        surplus = idle[part.name] & needed
-        graphs.without_inputs(protos[part.name], surplus)
-        needed |= idle[part.name]
-        specs[part.name] = graphs.spec(protos[part.name], part, slots_of(work.targets))
-    return protos, specs
 
 
 def _write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: Task | None, key: Key | None) -> None:
