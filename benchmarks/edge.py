@@ -259,14 +259,14 @@ def show(rows: list[Row]) -> None:
     Console().print(table)
 
 
-def save(rows: list[Row]) -> None:
-    """Append to the CSV."""
+def save(rows: list[Row], results: Path = RESULTS, runtimes: tuple[str, ...] = ("onnxruntime",)) -> None:
+    """Append to the CSV, with the versions of these runtimes."""
     from conv_step import cpu_name
 
-    versions = {name: version(name) for name in ("audiolora", "onnxruntime")}
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
+    versions = {name: version(name) for name in ("audiolora", *runtimes)}
+    results.parent.mkdir(exist_ok=True)
+    new = not results.exists()
+    with open(results, "a", newline="", encoding="utf-8") as file:
         for row in rows:
             entry = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": cpu_name(), **versions, **asdict(row)}
             entry["value"] = f"{row.value:.4g}"

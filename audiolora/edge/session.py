@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge import executorch
 from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
@@ -27,14 +28,14 @@ from audiolora.export.whisper_settings import DECODER, ENCODER, WhisperSettings
 
 
 class Session:
-    """The base of a bundle in ONNX Runtime, and the adapters that are loaded.
+    """The base of a bundle in its runtime (ONNX Runtime or ExecuTorch), and the adapters that are loaded.
 
     Args:
         bundle: the folder.
         key: the public key of who signed it: its file, its PEM text or its 32 bytes. Without one only an unsigned
             bundle is taken, and hashes find accidents, not attacks.
         check_signature: False takes a signed bundle without looking at the signature.
-        threads: of ONNX Runtime, for one operator; 0 leaves it to ONNX Runtime.
+        threads: of ONNX Runtime, for one operator; 0 leaves it to the runtime, and ExecuTorch takes nothing else.
         providers: ONNX Runtime's execution providers.
 
     Raises:
@@ -61,12 +62,13 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
         sessions = _sessions(base, {}, **self._how)
-        for name, graph in base.manifest.graphs.items():
-            check_graph(sessions[name], graph, base.manifest.graph_file(name))
-        # The graphs themselves are in the runtime now, and are let go here.
-        graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
-        self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
-        self._assets = _assets(self._base)
+        if base.manifest.target == "onnx":
+            for name, graph in base.manifest.graphs.items():
+                check_graph(sessions[name], graph, base.manifest.graph_file(name))
+            # The graphs themselves are in the runtime now, and are let go here.
+            graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
+            base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
+        self._base, self._assets = base, _assets(base)
         self._plain = Network(base.manifest, sessions, {}, base.manifest.task, self._assets)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
@@ -99,13 +101,14 @@ class Session:
         read = read_adapter(path, self._base, **self._trust)
         if read.manifest.id != adapter:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
-        active = {
-            name: activated(_of_graph(read.tensors, graph))
-            for name, graph in self.manifest.graphs.items()
-            if graph.slots
-        }
+        sessions, active = self._sessions, {}
+        if self.manifest.target == "executorch":  # a program and its data are loaded together
+            sessions = _sessions(self._base, read.tensors, **self._how)
+        else:
+            graphs = {name: graph for name, graph in self.manifest.graphs.items() if graph.slots}
+            active = {name: activated(_of_graph(read.tensors, graph)) for name, graph in graphs.items()}
         task = read.manifest.task or self.manifest.task
-        network = Network(self.manifest, self._sessions, active, task, self._assets)
+        network = Network(self.manifest, sessions, active, task, self._assets)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
@@ -275,7 +278,7 @@ class Session:
         if not worst <= self.manifest.tolerance:
             raise BundleError(
                 f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
-                f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
+                f"{self.manifest.tolerance:.0e} is allowed; another version of the runtime may do better"
             )
         return worst
 
@@ -306,7 +309,9 @@ class Loaded:
 
 
 def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[str, Any]:
-    """ONNX Runtime's session of each graph, with these slots as constants."""
+    """The runtime's session of each graph, with these slots as constants; {} for those of an adapter to come."""
+    if base.manifest.target == "executorch":
+        return dict(executorch.programs(base, fixed or _zeros(base.manifest), how["threads"]))
     made = {}
     for name, graph in base.manifest.graphs.items():
         file = base.manifest.graph_file(name)
