@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.quantizing import dequantize, quantize
     from audiolora.running_statistics import hold_statistics
 
 _HOMES = {
     "BypassedModuleWarning": "audiolora.layers.participation",
     "Fleet": "audiolora.fleet",
     "adapt": "audiolora.adapting",
+    "dequantize": "audiolora.quantizing",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
     "hold_statistics": "audiolora.running_statistics",
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
+    "quantize": "audiolora.quantizing",
 }
 
 __version__ = "0.1.0"
@@ -36,12 +39,14 @@ __all__ = [
     "BypassedModuleWarning",
     "Fleet",
     "adapt",
+    "dequantize",
     "disable",
     "enable",
     "enabled",
     "hold_statistics",
     "inspect",
     "lora_config",
+    "quantize",
 ]
 
 

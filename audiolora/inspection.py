@@ -14,6 +14,7 @@ from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.quantized import quantization_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def inspect(model: nn.Module) -> Inspection:
     if not rows:
         raise ValueError(f"nothing is adapted in this {type(model).__name__}; call audiolora.adapt(model) first")
     parameters = list(model.parameters())
-    return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+    quantized = (found.shape.numel() for module in model.modules() if (found := quantization_of(module)) is not None)
+    total = sum(p.numel() for p in parameters) + sum(quantized)
+    return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), total)
 
 
 def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
@@ -107,9 +110,10 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
+    quantized = quantization_of(base)
     return AdaptedModule(
         name=name,
-        kind=type(base).__name__.removeprefix("Parametrized"),
+        kind=type(base).__name__.removeprefix("Parametrized") + ("" if quantized is None else f" {quantized.kind}"),
         geometry=_geometry(base, shape, geometry if ours else None),
         method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
         r=layer.r[adapter],

@@ -202,5 +202,5 @@ def test_a_second_adapter_as_that_error_says() -> None:
 
 
 def test_the_package_names_what_it_has() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'adopt'; it has .*adapt, disable, enable"):
+    with pytest.raises(AttributeError, match="no attribute 'adopt'; it has .*adapt, dequantize, disable, enable"):
         getattr(audiolora, "adopt")  # noqa: B009

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.model import LoraModel
 from peft.utils import hotswap, save_and_load
 from torch import nn
@@ -21,6 +22,7 @@ _peft_add_weighted_adapter = LoraModel.add_weighted_adapter
 _peft_combine_by_svd = LoraModel._svd_generalized_task_arithmetic_weighted_adapter
 _peft_combine_factors = LoraModel._generalized_task_arithmetic_weighted_adapter
 _peft_key_to_original_key = save_and_load._peft_key_to_original_key
+_peft_get_device_map = lora_model.get_device_map
 _peft_pad_lora_weights = hotswap._pad_lora_weights
 _peft_hotswap = hotswap.hotswap_adapter_from_state_dict
 
@@ -124,10 +126,19 @@ def _key_of_the_base(model: nn.Module, peft_key: str) -> str:
     return _peft_key_to_original_key(model, peft_key)
 
 
+def get_device_map(model: nn.Module) -> dict[str, Any]:
+    """PEFT's, which asks the first parameter: a model that is quantised throughout may have buffers alone."""
+    if any(True for _ in model.parameters()):
+        found: dict[str, Any] = _peft_get_device_map(model)
+        return found
+    return {"": next((buffer.device for buffer in model.buffers()), torch.device("cpu"))}
+
+
 REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (LoraModel, "add_weighted_adapter", add_weighted_adapter),
     (LoraModel, "_svd_generalized_task_arithmetic_weighted_adapter", _combine_by_svd),
     (LoraModel, "_generalized_task_arithmetic_weighted_adapter", _combine_factors),
+    (lora_model, "get_device_map", get_device_map),
     (hotswap, "_pad_lora_weights", _pad_lora_weights),
     (hotswap, "hotswap_adapter_from_state_dict", hotswap_adapter_from_state_dict),
     (save_and_load, "_peft_key_to_original_key", _key_of_the_base),
