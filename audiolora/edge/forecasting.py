@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolora.export.manifests import ForecastSettings
+from audiolora.export.forecast_settings import ForecastSettings
 
 History = np.ndarray | Mapping[str, np.ndarray]
 """y, or values by column."""

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import nn
 
 from audiolora.export.exporting import Exported, export
+from audiolora.export.forecast_settings import forecast_settings
 from audiolora.export.prepared import forward_names
 from audiolora.integration import enabled
 
@@ -61,8 +62,12 @@ def export_runs(
     of_base = _described(base) if base is not None else next((d for d in described.values() if d), None)
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
-        own = {peft: _settings(found) for peft, name in ids.items() if (found := described[name]) is not None}
-        return export(forecaster, out, adapters=ids, forecasts=own, dynamic=dynamic, **settings)
+        own = {
+            peft: forecast_settings(_settings(found))
+            for peft, name in ids.items()
+            if (found := described[name]) is not None
+        }
+        return export(forecaster, out, adapters=ids, tasks=own, dynamic=dynamic, **settings)
     if shape is None:
         raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import pytest
 from audiolora.edge import Session
 from audiolora.edge.forecasting import forecast_from, statistics, window
 from audiolora.export import export
-from audiolora.export.manifests import ForecastSettings, forecast_settings
+from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
 from audiolora.series.calendar import CALENDAR, with_calendar
 from audiolora.series.forecaster import Forecaster
 from audiolora.series.scaling import Robust, Scaler, Standard, WindowScaler
@@ -128,8 +128,10 @@ def test_a_forecaster_is_exported_with_its_scaling(tmp_path: Path) -> None:
     both = Forecaster(net, LOOKBACK, HORIZON, scaler=Standard().fit(measured()), **how)
     own = Standard().fit(measured()[lambda t: t["unique_id"] == "pump1"][-100:])
     one = Forecaster(net, LOOKBACK, HORIZON, scaler=own, **how)
-    made = export(both, tmp_path / "pumps", adapters={"default": "pump1"}, forecasts={"default": one.settings()})
-    assert made.manifest.forecast == settings(both.scaler, (0.1, 0.5, 0.9))
+    made = export(
+        both, tmp_path / "pumps", adapters={"default": "pump1"}, tasks={"default": forecast_settings(one.settings())}
+    )
+    assert made.manifest.task == settings(both.scaler, (0.1, 0.5, 0.9))
 
     session = Session(tmp_path / "pumps", threads=1)
     session.load("pump1")
