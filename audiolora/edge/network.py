@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,18 @@ class Network:
             raise ValueError(f"the bundle has the graphs {', '.join(graphs)}, and {asked}; name one (graph=…)")
         return name, graphs[name]
 
-    def forecast(self, history: History, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        history: History,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """As `Session.forecast`."""
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
-        return forecast_from(self.task, history, device, self.run)
+        return forecast_from(self.task, history, device, self.run, ends=ends, time_zone=time_zone)
 
 
 def initial(states: tuple[StateSpec, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,15 @@ class Session:
         tensors = _zeros(self.manifest) if read is None else read.tensors
         return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
 
-    def forecast(self, history: History, adapter: str | None = None, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        history: History,
+        adapter: str | None = None,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """History in, forecast out, in the unit of y.
 
         Args:
@@ -163,6 +172,9 @@ class Session:
                 in front for N series at once.
             adapter: as in `run`; its scaler instead of the base's, if it has one.
             device: whose scaling a scaler by device is to use; None where it knows one device alone.
+            ends: when the last value was measured (UTC, if it has no zone): the columns of the calendar that the
+                network reads are then filled in.
+            time_zone: instead of the bundle's.
 
         Returns:
             (horizon,), or (horizon, Q) with quantiles, ascending; float64; (N, …) for N series.
@@ -170,7 +182,7 @@ class Session:
         Raises:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
-        return self.network(adapter).forecast(history, device=device)
+        return self.network(adapter).forecast(history, device=device, ends=ends, time_zone=time_zone)
 
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.

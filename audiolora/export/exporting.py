@@ -20,7 +20,7 @@ from audiolora.export import onnx as graphs
 from audiolora.export.bundle import entries, read_base, write_folder
 from audiolora.export.checking import check_parity
 from audiolora.export.fields import check_id
-from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
+from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
@@ -285,7 +285,9 @@ def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None,
 def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     module = sys.modules.get("audiolora.series.forecaster")  # whoever has a forecaster has imported it
     if module is not None and isinstance(model, module.Forecaster):
-        return forecast_settings(model.settings()), model.net
+        from audiolora.export.forecast_runs import forecaster_task
+
+        return forecaster_task(model.settings()), model.net
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model

@@ -21,6 +21,8 @@ class ForecastSettings:
         name: the forecast's column.
         scaler: ``{"kind": "window" | "standard" | "robust", "floor", "unscaled", "devices"}``; devices (location and
             scale by device and column) where the kind is not window.
+        step_s: the step in seconds; None where it has no such length.
+        time_zone: zone the devices live by, for the calendar; None where it is not known.
     """
 
     KIND: ClassVar[str] = "forecast"
@@ -33,6 +35,8 @@ class ForecastSettings:
     known: tuple[str, ...]
     name: str
     scaler: Mapping[str, Any]
+    step_s: float | None = None
+    time_zone: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("lookback", "horizon"):
@@ -41,6 +45,9 @@ class ForecastSettings:
         columns = [*self.past, *self.known, self.freq, self.name]
         check(all(isinstance(name, str) for name in columns), "columns, freq, name", columns, "strings")
         _check_scaler(self.scaler)
+        check(self.step_s is None or (is_number(self.step_s) and self.step_s > 0), "step_s", self.step_s, "positive")
+        zone = self.time_zone is None or isinstance(self.time_zone, str)
+        check(zone, "time_zone", self.time_zone, "a zone such as Europe/Paris, or null")
 
     @property
     def channels(self) -> tuple[str, ...]:
