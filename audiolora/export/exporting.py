@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from audiolora.export import onnx as graphs
+from audiolora.export.accuracy import Accuracy, Evaluate, measured
 from audiolora.export.bundle import entries, read_base, write_folder
 from audiolora.export.checking import check_parity
 from audiolora.export.fields import check_id
@@ -24,6 +25,7 @@ from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.parts import Dynamic, Part
 from audiolora.export.prepared import Prepared, one_part
+from audiolora.export.quantizing import Quantization
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
 from audiolora.export.tasks import Task
@@ -43,6 +45,8 @@ class Exported:
     manifest: BaseManifest
     bytes: Mapping[str, int]
     differences: Mapping[str, float]
+    accuracy: Accuracy | None = None
+    """What quantising cost, where it was asked for."""
 
 
 def export(
@@ -61,6 +65,9 @@ def export(
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
+    evaluate: Evaluate | Any = None,
     key: Key | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -86,15 +93,24 @@ def export(
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
+        quantize: ``"int8"``: weights in int8, per output channel, dequantised in the graph; those that
+            `audiolora.quantize` left go in as they are. ``"qdq"``: activations too, calibrated with the adapters on.
+        calibration: for ``"qdq"``: a list of inputs (of the only one, or by name) as the network will see them; for a
+            forecaster long-form rows.
+        evaluate: a function from a network (NumPy in, NumPy out) to its scores by name, which is called with the float
+            network and the quantised one; for a forecaster also long-form rows (MAE, and MASE against the naive
+            forecast of the last value).
         key: private key to sign with.
         overwrite: replace the bundle that is there.
 
     Returns:
-        The manifest, the size of each file, and the differences that were found.
+        The manifest, the size of each file, the differences that were found, and what quantising cost.
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
-            network that torch cannot export, or an output that is off torch's by more than 1e-5. Nothing is left then.
+            network that torch cannot export, or an output that is off torch's by more than 1e-5 (over the same rounded
+            weights, with ``"int8"``; with ``"qdq"`` the difference that was measured is the tolerance). Nothing is left
+            then.
 
     Example:
         >>> import audiolora, torch
@@ -117,18 +133,24 @@ def export(
         parts = [one_part(network, example, dynamic)]
     elif example is not None or dynamic is not None:
         raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
-    work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
+    forecaster = model if settings is not None else None
+    how = Quantization.of(quantize, calibration, evaluate, form=form, parts=parts, forecaster=forecaster)
+    merged = next(iter(ids)) if form == "merged" else None
+    work = Prepared.of(network, parts, merged=merged, dora=dora, quantize=quantize)
     with _beside(target) as new:
         says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
-        manifest, base_hash = _write_base(new, work, says, files or {}, web=web, key=key)
+        manifest, base_hash = _write_base(new, work, says, files or {}, how, web=web, key=key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
             _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        cost = None
+        if quantize is not None:
+            cost = measured(new, work, shipped, evaluate=evaluate, forecaster=forecaster, tasks=tasks)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, target)
-    return Exported(target, manifest, sizes, found)
+    return Exported(target, manifest, sizes, found, cost)
 
 
 def add_adapter(
@@ -190,11 +212,13 @@ def _write_base(
     work: Prepared,
     says: Mapping[str, Any],
     more: Mapping[str, bytes],
+    how: Quantization,
     *,
     web: bool,
     key: Key | None,
 ) -> tuple[BaseManifest, str]:
     protos, specs = _graphs(work, says["form"])
+    protos, tolerance = how.applied(work, protos, specs, RUNTIME)
     files = dict(more)
     test: dict[str, np.ndarray] = {}
     for part in work.parts:
@@ -211,6 +235,8 @@ def _write_base(
         opset=max(map(graphs.opset, protos.values())),
         runtime=RUNTIME,
         graphs=specs,
+        quantized=how.kind,
+        tolerance=tolerance,
         **says,
     )
     return manifest, write_folder(folder / "base", manifest, files, key)

@@ -30,6 +30,7 @@ from audiolora.conv.factors import LowRank, inverse_norm, lora_delta, lora_weigh
 from audiolora.export.manifests import TensorSpec
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
+from audiolora.layers.quantized import quantization_of
 from audiolora.layers.weight_norm import modernise_weight_norm
 
 
@@ -185,7 +186,7 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
     if isinstance(layer, LoraConv1d):
         return _lora_folds(layer, adapter, layer.term(adapter), layer.base_tensor())
     base = layer.get_base_layer()
-    if isinstance(layer, LoraLinear) and type(base) is nn.Linear and not layer.fan_in_fan_out:
+    if isinstance(layer, LoraLinear) and _is_linear(base) and not layer.fan_in_fan_out:
         term = LowRank(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
         return _lora_folds(layer, adapter, term, base.weight)
     weight = getattr(base, "weight", None)
@@ -197,6 +198,10 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
             "that could be exported; merge it (merge_and_unload) and export the merged network"
         )
     return {"weight": Fold(delta=delta)}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or (isinstance(module, nn.Linear) and quantization_of(module) is not None)
 
 
 def _lora_folds(layer: BaseTunerLayer, adapter: str, term: LowRank, weight: torch.Tensor) -> dict[str, Fold]:
