@@ -25,6 +25,9 @@ def export(
     fixed_length: Flag = False,
     dora: Flag = False,
     web: Flag = False,
+    quantize: Literal["int8", "qdq"] | None = None,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Write a network and the adapters of runs as a bundle for devices.
@@ -47,6 +50,9 @@ def export(
         fixed_length: for a network that takes one length alone.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
+        quantize: int8: weights in int8, four times smaller; qdq: activations too, faster, with form fact or merged.
+        calibrate: for qdq, rows (CSV or Parquet) as the device will see them; forecasters alone.
+        evaluate: rows (CSV or Parquet) to measure on what quantising costs; forecasters alone.
         overwrite: replace the bundle that is there.
     """
     from audiolora.export.runs import export_runs
@@ -54,10 +60,13 @@ def export(
     made = export_runs(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length,
         form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
+        quantize=quantize, calibrate=calibrate, evaluate=evaluate,
     )  # fmt: skip
     for name, off in made.differences.items():
         file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"
         print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
+    if made.accuracy is not None:
+        print(made.accuracy)
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

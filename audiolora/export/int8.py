@@ -18,7 +18,7 @@ from audiolora.layers.quantized import codes_of, quantization_of, quantize_weigh
 from audiolora.presets.preset import modules_of
 from audiolora.quantizing import quantizable
 
-_FEWEST = 256
+_FEWEST = 64
 """Elements below which a weight stays float: its node would cost more than it saves."""
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
+from audiolora.export.rows import Rows
 from audiolora.integration import enabled
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
@@ -31,6 +32,8 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
@@ -43,6 +46,7 @@ def export_runs(
         base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        calibrate, evaluate: files of rows, for `export`'s arguments; for forecasters.
         settings: of `export`.
 
     Raises:
@@ -53,7 +57,8 @@ def export_runs(
             raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
         with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
             run = read_forecast_run(runs[0], Path(scratch))
-            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
+            rows = Rows(calibrate, evaluate, run.time_zone)
+            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, rows, **settings)
     if network is None:
         raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
                          "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
@@ -65,7 +70,8 @@ def export_runs(
         from audiolora.series.forecaster import Forecaster
 
         net = Forecaster.load(net, base).net
-    return _exported(net, folders, out, base, shape, fixed_length, **settings)
+    rows = Rows(calibrate, evaluate, None)
+    return _exported(net, folders, out, base, shape, fixed_length, rows, **settings)
 
 
 def _exported(
@@ -75,7 +81,7 @@ def _exported(
     base: Path | None,
     shape: str | None,
     fixed_length: bool,
-    time_zone: str | None = None,
+    rows: Rows,
     **settings: Any,
 ) -> Exported:
     described = {name: _described(folder) for name, folder in folders.items()}
@@ -87,12 +93,18 @@ def _exported(
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
         own = {
-            peft: forecaster_task(_settings(found), time_zone)
+            peft: forecaster_task(_settings(found), rows.time_zone)
             for peft, name in ids.items()
             if (found := described[name]) is not None
         }
-        task = forecaster_task(_settings(of_base), time_zone)
+        task = forecaster_task(_settings(of_base), rows.time_zone)
+        settings |= rows.read(forecaster)
         return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
+    if rows.calibrate or rows.evaluate:
+        raise ValueError(
+            "--calibrate and --evaluate are rows of a forecaster, and these adapters are none's; from Python: "
+            "export(…, calibration=inputs, evaluate=function)"
+        )
     if shape is None:
         raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
