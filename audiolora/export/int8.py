@@ -51,8 +51,10 @@ def quantize_network(net: nn.Module) -> None:
             f"{', '.join(four[:8])}: kept in 4 bits, and a device's graph has int8; export it without quantize (as "
             "float), or train over audiolora.quantize(model, bits=8)"
         )
-    for module in quantizable(net).values():
-        if module.weight.numel() >= _FEWEST:  # type: ignore[union-attr, operator]
+    for name, module in quantizable(net).items():
+        if "modules_to_save" in name.split("."):
+            continue  # an adapter's own head: its difference from the base's is what is exported
+        if module.weight.numel() >= _FEWEST:  # type: ignore[operator]
             quantize_weight(module, "int8", 0)
     if not any(quantization_of(module) for module in net.modules()):
         raise ValueError(
@@ -69,8 +71,7 @@ def coded_weights(net: nn.Module) -> list[Coded]:
         if quantization is not None:
             codes, scale = codes_of(module)
             weight = quantization.unpacked(codes)
-            arrays = (tensor.detach().numpy() for tensor in (weight, codes, scale))
-            found.append(Coded(*arrays, quantization.transposed_groups))
+            found.append(Coded(weight.numpy(), codes.numpy(), scale.numpy(), quantization.transposed_groups))
     return found
 
 

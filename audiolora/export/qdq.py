@@ -110,7 +110,7 @@ def _of_adapters(proto: Any, slots: Sequence[str]) -> list[str]:
 def _reader(feeds: Sequence[Arrays]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.rest: Iterator[Arrays] = iter(feeds)
 

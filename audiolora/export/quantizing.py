@@ -87,8 +87,8 @@ class Quantization:
         made, worst = {}, 0.0
         for part in work.parts:
             slots = specs[part.name].slots
-            given = {name: filled(slots, _only(folds, slots)) for name, folds in work.folds.items()} if slots else {}
-            ways: dict[str | None, Arrays] = {work.merged: {}, **given}
+            ways: dict[str | None, Arrays] = {work.merged: {}}
+            ways |= {name: filled(slots, _only(folds, slots)) for name, folds in work.folds.items()} if slots else {}
             feeds = [{**x, **tensors} for x in self.calibration[part.name] for tensors in ways.values()]
             whole = onnx.load_model_from_string(graphs.optional(protos[part.name], slots))
             made[part.name] = quantized_statically(whole, [slot.name for slot in slots], feeds)

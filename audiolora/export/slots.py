@@ -32,6 +32,7 @@ from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
 from audiolora.layers.quantized import quantization_of
 from audiolora.layers.weight_norm import modernise_weight_norm
+from audiolora.quantizing import dequantize
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,15 @@ def _lora_folds(layer: BaseTunerLayer, adapter: str, term: LowRank, weight: torc
 def _saved_folds(wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
     if adapter not in wrapper.modules_to_save:
         return {}
-    own, base = wrapper.modules_to_save[adapter].state_dict(), wrapper.original_module.state_dict()
+    own, base = (_floats(module) for module in (wrapper.modules_to_save[adapter], wrapper.original_module))
     return {name: Fold(delta=own[name] - base[name]) for name in base if base[name].is_floating_point()}
+
+
+def _floats(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors by name, quantised weights among them."""
+    if any(quantization_of(part) for part in module.modules()):
+        module = dequantize(copy.deepcopy(module))
+    return module.state_dict()
 
 
 def targets(plain: nn.Module, folds: Iterable[Mapping[str, Fold]], *, dora: bool = False) -> list[Target]:

@@ -146,6 +146,24 @@ def test_what_it_costs_is_measured_on_the_data_that_is_given(tmp_path: Path) -> 
     assert "user1" in str(cost) and "quantised" in str(cost)
 
 
+@pytest.mark.slow
+def test_a_head_of_the_adapter_s_own(tmp_path: Path) -> None:
+    for base in (net(), audiolora.quantize(net())):
+        with audiolora.enabled():
+            config = LoraConfig(r=2, target_modules=["plain"], init_lora_weights=False, modules_to_save=["head"])
+            model = get_peft_model(base, config).eval()
+        with torch.no_grad():
+            model.base_model.model.head.modules_to_save["default"].weight.add_(0.1)
+        made = export(model, tmp_path / "bundle", sample(), quantize="int8", overwrite=True)
+        assert "head.weight.delta" in {slot.name for slot in made.manifest.slots}
+        with torch.no_grad():
+            wanted = model(sample()).numpy()
+        session = Session(tmp_path / "bundle")
+        session.load("default")
+        off = np.linalg.norm(session.run(sample().numpy(), "default") - wanted) / np.linalg.norm(wanted)
+        assert off < 0.02
+
+
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Any]:
     model = adapted(net(), names=("user1", "user2"))

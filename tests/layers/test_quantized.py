@@ -145,6 +145,17 @@ def test_a_linear_under_peft_s_layer() -> None:
             torch.testing.assert_close(got, wanted)
 
 
+def test_a_head_of_the_adapter_s_own_is_float_and_trained() -> None:
+    torch.manual_seed(0)
+    net = audiolora.quantize(nn.ModuleDict({"conv": nn.Conv1d(4, 6, 3), "head": nn.Linear(6, 5)}))
+    model = with_adapter(net, modules_to_save=["head"])
+    wrapper = model.base_model.model["head"]
+    own = wrapper.modules_to_save["default"]
+    assert quantization_of(wrapper.original_module) is not None and type(own) is nn.Linear
+    assert own.weight.requires_grad and own.bias.requires_grad
+    assert torch.equal(own.weight, wrapper.original_module.weight)
+
+
 def test_mixed_batches() -> None:
     quantised, rounded = pair(wide())
     x, names = torch.randn(2, 48, 9), ["default", "__base__"]
