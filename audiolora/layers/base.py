@@ -201,8 +201,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         return quantized.packed(codes) if self.takes_packed and not traced else quantized.unpacked(codes)
 
     def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor] | None:
-        """What the base's weight is made of: itself, its codes and scales, or weight norm's tensors; None if that is
-        anybody's guess."""
+        """What the weight is made of: itself, codes and scales, or weight norm's tensors; None if nobody knows."""
         chain = parametrizations_of(self.get_base_layer(), "weight")
         if len(chain) == 1:
             return [tensor]
