@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from audiolora.adapting import adapt, lora_config
+    from audiolora.adapting import adapt, adapter_config, lora_config
     from audiolora.fleet import Fleet
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
@@ -24,6 +24,7 @@ _HOMES = {
     "BypassedModuleWarning": "audiolora.layers.participation",
     "Fleet": "audiolora.fleet",
     "adapt": "audiolora.adapting",
+    "adapter_config": "audiolora.adapting",
     "dequantize": "audiolora.quantizing",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
@@ -39,6 +40,7 @@ __all__ = [
     "BypassedModuleWarning",
     "Fleet",
     "adapt",
+    "adapter_config",
     "dequantize",
     "disable",
     "enable",

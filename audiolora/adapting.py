@@ -3,18 +3,20 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from audiolora.all_or_nothing import undone_on_error
 from audiolora.integration import enable
+from audiolora.layers.interchange import CONV_FACTORS, VERSION, WeightSpaceLoraConfig
 from audiolora.layers.lora import alpha_refused
 from audiolora.presets import preset_for, resolve_targets, target_modules
 from audiolora.running_statistics import hold_statistics
 
-METHODS = ("lora", "dora")
+METHODS = ("lora", "dora", "loha", "lokr")
 
 
 def lora_config(
@@ -26,35 +28,95 @@ def lora_config(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    conv_factors: str = "shared",
 ) -> LoraConfig:
-    """The ``peft.LoraConfig`` that `adapt` applies; arguments and errors as there.
+    """The ``peft.LoraConfig`` that `adapt` applies for LoRA and DoRA; arguments and errors as there.
 
     Example:
         >>> import torch, audiolora
         >>> audiolora.lora_config(torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3)), r=2).lora_alpha
         4
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if method not in ("lora", "dora"):
+        raise ValueError(f"method must be 'lora' or 'dora', got {method!r}; adapter_config has the others")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}; try dropout=0.05")
+    if conv_factors not in CONV_FACTORS:
+        raise ValueError(f"conv_factors must be one of {CONV_FACTORS}, got {conv_factors!r}")
+    settings = _targets_and_ranks(model, r, targets, alpha)
+    settings |= {"lora_alpha": settings.pop("alpha"), "lora_dropout": dropout}
+    settings |= {"use_rslora": use_rslora, "use_dora": method == "dora"}
+    if conv_factors == "shared":
+        return LoraConfig(**settings)
+    said = {"version": VERSION, "conv_factors": conv_factors, "weight_space": {}}
+    return WeightSpaceLoraConfig(**settings, audiolora=said)
+
+
+def adapter_config(
+    model: nn.Module,
+    method: str = "lora",
+    *,
+    r: int | Mapping[str, int] = 8,
+    targets: str | Sequence[str] = "both",
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    conv_factors: str = "shared",
+) -> PeftConfig:
+    """PEFT's config of the method that `adapt` applies; arguments and errors as there.
+
+    Example:
+        >>> import torch, audiolora
+        >>> net = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3))
+        >>> audiolora.adapter_config(net, "lokr", r=2).peft_type.value
+        'LOKR'
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if method in ("lora", "dora"):
+        return lora_config(
+            model,
+            method,
+            r=r,
+            targets=targets,
+            alpha=alpha,
+            dropout=dropout,
+            use_rslora=use_rslora,
+            conv_factors=conv_factors,
+        )
+    if dropout:
+        raise ValueError(
+            f"dropout={dropout!r} acts on the input of a low-rank path, which {method} has none of; leave it out, or "
+            "take adapter_config(...) and set its rank_dropout or module_dropout"
+        )
+    if use_rslora:
+        raise ValueError(f"use_rslora is LoRA's; {method} is scaled by alpha / r; leave it out, or give alpha")
+    if conv_factors != "shared":
+        raise ValueError(
+            f"conv_factors={conv_factors!r} is LoRA's; for {method} take adapter_config(...) and set its "
+            "use_effective_conv2d=True"
+        )
+    return (LoHaConfig if method == "loha" else LoKrConfig)(**_targets_and_ranks(model, r, targets, alpha))
+
+
+def _targets_and_ranks(
+    model: nn.Module, r: int | Mapping[str, int], targets: str | Sequence[str], alpha: float | None
+) -> dict[str, Any]:
+    """What every method's config has: target modules, ranks and alphas."""
     if alpha is not None and (why := alpha_refused(alpha)) is not None:
         raise ValueError(f"{why}; try alpha=16, or leave it out for 2·r")
     resolved = resolve_targets(model, targets, preset_for(model))
     ranks = _ranks(r, resolved)
     default = Counter(ranks.values()).most_common(1)[0][0]
     rank_pattern = _rank_pattern(ranks, default)
-    return LoraConfig(
-        r=default,
-        lora_alpha=alpha if alpha is not None else 2 * default,
-        target_modules=target_modules(model, list(ranks)),
-        rank_pattern=rank_pattern,
+    return {
+        "r": default,
+        "alpha": alpha if alpha is not None else 2 * default,
+        "target_modules": target_modules(model, list(ranks)),
+        "rank_pattern": rank_pattern,
         # alpha follows the rank, so that one scaling alpha / r holds throughout
-        alpha_pattern={} if alpha is not None else {name: 2 * rank for name, rank in rank_pattern.items()},
-        lora_dropout=dropout,
-        use_rslora=use_rslora,
-        use_dora=method == "dora",
-    )
+        "alpha_pattern": {} if alpha is not None else {name: 2 * rank for name, rank in rank_pattern.items()},
+    }
 
 
 def adapt(
@@ -66,6 +128,7 @@ def adapt(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    conv_factors: str = "shared",
     adapter_name: str = "default",
 ) -> PeftModel:
     """Freeze ``model`` and put trainable low-rank adapters into its convolutions and attention.
@@ -76,21 +139,24 @@ def adapt(
     Args:
         model: any ``nn.Module``; Whisper, the wav2vec2 family and transformers' forecasters have presets that know
             their parts.
-        method: ``"lora"`` (arXiv 2106.09685) or ``"dora"`` (arXiv 2402.09353).
+        method: ``"lora"`` (arXiv 2106.09685), ``"dora"`` (2402.09353), ``"loha"`` (2108.06098) or ``"lokr"``
+            (2309.14859); docs/methods.md compares them.
         r: the rank, or a rank a target: ``{"conv": 32, "attention": 4}``.
         targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"`` (conv + attention; the forecasters without a
             convolution have attention + ffn), or a list of these and of module names. On a network without a preset
             ``"conv"`` is every ``nn.Conv1d`` and ``nn.ConvTranspose1d``; a module of another class that holds a
             convolution's weight (`layers.any_convolution`) is adapted when it is named.
         alpha: the update is scaled by alpha / r (alpha / √r with ``use_rslora``); default 2·r everywhere.
-        dropout: on the input of the low-rank path, in [0, 1).
-        use_rslora: arXiv 2312.03732.
+        dropout: on the input of the low-rank path, in [0, 1); LoRA and DoRA alone.
+        use_rslora: arXiv 2312.03732; LoRA and DoRA alone.
+        conv_factors: ``"shared"``, A (r, C_in/g, k) for all groups; or ``"tucker"``, 1×1 · k · 1×1, with fewer
+            parameters where k is large and r well below C_in/g (docs/methods.md); LoRA and DoRA alone.
         adapter_name: PEFT's name for the adapter.
 
     Raises:
         ValueError: an unknown method, a rank below 1 or given for something that is no target, an alpha that is not
-            positive, dropout outside of [0, 1), a target that matches nothing or that no adapter fits. After any error
-            the model is as it was.
+            positive, dropout outside of [0, 1), a setting that the method does not have, a target that matches nothing
+            or that no adapter fits. After any error the model is as it was.
         TypeError: the model is adapted already.
 
     Example:
@@ -103,9 +169,18 @@ def adapt(
     if any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules()):
         raise TypeError(
             "the model is adapted already; add another adapter with "
-            "model.add_adapter(name, audiolora.lora_config(model.get_base_model(), ...)), or unload() it first"
+            "model.add_adapter(name, audiolora.adapter_config(model.get_base_model(), ...)), or unload() it first"
         )
-    config = lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
+    config = adapter_config(
+        model,
+        method,
+        r=r,
+        targets=targets,
+        alpha=alpha,
+        dropout=dropout,
+        use_rslora=use_rslora,
+        conv_factors=conv_factors,
+    )
     enable()
     with undone_on_error(model, adapter_name):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)

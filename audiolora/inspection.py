@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.loha.layer import LoHaLayer
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.quantized import quantization_of
 
 
@@ -21,7 +23,8 @@ from audiolora.layers.quantized import quantization_of
 class AdaptedModule:
     """One row: an adapted module and one of its adapters.
 
-    ``gradients`` is the way they take, ``"low-rank"``, or ``"dense"`` where r is not small against the channels;
+    ``gradients`` is the way they take, ``"low-rank"``, or ``"dense"`` (LoHa, LoKr, and where r is not small against the
+    channels);
     ``overhead`` is the extra work of a training step as a share of the frozen module's own (`conv.plan`).
     """
 
@@ -91,7 +94,7 @@ def inspect(model: nn.Module) -> Inspection:
     rows = tuple(
         _row(name.removeprefix(prefix), layer, adapter)
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, (LoraLayer, LycorisLayer))
         for adapter in layer.r
     )
     if not rows:
@@ -102,12 +105,13 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), total)
 
 
-def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
+def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str) -> AdaptedModule:
     base = layer.get_base_layer()
-    ours = isinstance(layer, LoraConv1d)
+    ours, whole = isinstance(layer, WeightSpaceLayer), isinstance(layer, LycorisLayer)
     shape = tuple((layer.base_tensor() if ours else base.weight).shape)
     geometry = _conv_geometry(base) if ours else ConvGeometry()
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
+    path = Path.DENSE if whole else path
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
     quantized = quantization_of(base)
@@ -115,12 +119,19 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
         name=name,
         kind=type(base).__name__.removeprefix("Parametrized") + ("" if quantized is None else f" {quantized.kind}"),
         geometry=_geometry(base, shape, geometry if ours else None),
-        method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
+        method=_method(layer, adapter) + ("" if ours else " (PEFT)"),
         r=layer.r[adapter],
         parameters=sum(parameter.numel() for parameter in parameters),
         gradients=path.value,
         overhead=training_overhead(shape, layer.r[adapter], geometry, path),
     )
+
+
+def _method(layer: LoraLayer | LycorisLayer, adapter: str) -> str:
+    if isinstance(layer, LycorisLayer):
+        return "LoHa" if isinstance(layer, LoHaLayer) else "LoKr"
+    tucker = ", Tucker" if adapter in getattr(layer, "lora_core", ()) else ""
+    return ("DoRA" if layer.use_dora.get(adapter) else "LoRA") + tucker
 
 
 def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:

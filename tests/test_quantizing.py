@@ -173,6 +173,12 @@ def test_an_adapted_model_is_refused() -> None:
         audiolora.quantize(model)
 
 
+def test_a_start_that_corrects_the_base_is_refused() -> None:
+    model = audiolora.quantize(tiny())
+    with pytest.raises(ValueError, match="conv: this start corrects the base's weight, which is quantised"):
+        get_peft_model(model, LoraConfig(r=2, target_modules=["conv"], init_lora_weights="pissa"))
+
+
 def test_a_default_with_a_broken_weight_is_refused_too() -> None:
     model = broken()
     refused(model, lambda: audiolora.quantize(model), "conv: .*not finite")

@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from audiolora.export import onnx as graphs
 from audiolora.export.accuracy import Accuracy, Evaluate, measured
-from audiolora.export.bundle import entries, read_base, write_folder
+from audiolora.export.bundle import read_base
 from audiolora.export.checking import check_parity
+from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
-from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
-from audiolora.export.parts import Dynamic, Part
+from audiolora.export.manifests import FORMS, BaseManifest
+from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.quantizing import Quantization
 from audiolora.export.signing import Key
-from audiolora.export.slots import adapter_names, filled, slots_of
+from audiolora.export.slots import adapter_names
+from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
 from audiolora.export.tasks import Task
-from audiolora.export.tensors import write_tensors
+from audiolora.export.writing import write_adapter, write_base
 from audiolora.files import replace_folder
 
-# ONNX Runtime's multi-LoRA came with 1.20.
-RUNTIME = "1.20.0"
 _SEED = 0
 
 
@@ -61,7 +61,9 @@ def export(
     parts: Sequence[Part] | None = None,
     task: Task | None = None,
     tasks: Mapping[str, Task] | None = None,
+    processor: Any = None,
     files: Mapping[str, bytes] | None = None,
+    streaming: bool = False,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -89,7 +91,11 @@ def export(
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
+        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, example
+            is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
+        streaming: a causal network, for `audiolora.edge.Session.stream`: its left context becomes states of the graph.
+            One with a method ``at_every_step`` is exported with that.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -108,9 +114,9 @@ def export(
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
-            network that torch cannot export, or an output that is off torch's by more than 1e-5 (over the same rounded
-            weights, with ``"int8"``; with ``"qdq"`` the difference that was measured is the tolerance). Nothing is left
-            then.
+            network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
+            torch's by more than 1e-5 (over the same rounded weights, with ``"int8"``; with ``"qdq"`` the difference
+            that was measured is the tolerance). Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -128,23 +134,33 @@ def export(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
+    if processor is not None:
+        task, clip = _ctc(network, processor, task, parts, example)
+        parts, example = [ctc_part(task, processor, clip)], None
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
-        parts = [one_part(network, example, dynamic)]
-    elif example is not None or dynamic is not None:
-        raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
+        parts = [
+            streaming_part(network, example, dynamic, settings) if streaming else one_part(network, example, dynamic)
+        ]
+        check_scalers([settings, *(tasks or {}).values()] if streaming else [])
+    elif example is not None or dynamic is not None or streaming:
+        raise ValueError(
+            "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
+        )
     forecaster = model if settings is not None else None
     how = Quantization.of(quantize, calibration, evaluate, form=form, parts=parts, forecaster=forecaster)
     merged = next(iter(ids)) if form == "merged" else None
     work = Prepared.of(network, parts, merged=merged, dora=dora, quantize=quantize)
     with _beside(target) as new:
         says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
-        manifest, base_hash = _write_base(new, work, says, files or {}, how, web=web, key=key)
+        manifest, base_hash = write_base(new, work, says, files or {}, how, web=web, key=key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
-            _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
+            write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if processor is not None:
+            check_texts(new, work, shipped, processor, [clip])
         cost = None
         if quantize is not None:
             cost = measured(new, work, shipped, evaluate=evaluate, forecaster=forecaster, tasks=tasks)
@@ -197,93 +213,19 @@ def add_adapter(
     settings, network = _forecaster(model)
     own = task or settings
     own = None if own == base.manifest.task else own
-    work = Prepared.over(network, base, adapter, parts, example)
+    if parts is None and isinstance(base.manifest.task, CtcSettings):
+        parts = [Part({}, {}, view=ctc_view(base.manifest.task))]
+    view = plan_of(base.manifest, network) if parts is None else None
+    if view is not None:
+        check_scalers([own])
+    work = Prepared.over(network, base, adapter, parts, example, view or whole)
     with _beside(target) as new:
         written = new / bundle_id
-        _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
+        write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(written, target)
     return target
-
-
-def _write_base(
-    folder: Path,
-    work: Prepared,
-    says: Mapping[str, Any],
-    more: Mapping[str, bytes],
-    how: Quantization,
-    *,
-    web: bool,
-    key: Key | None,
-) -> tuple[BaseManifest, str]:
-    protos, specs = _graphs(work, says["form"])
-    protos, tolerance = how.applied(work, protos, specs, RUNTIME)
-    files = dict(more)
-    test: dict[str, np.ndarray] = {}
-    for part in work.parts:
-        proto, spec = protos[part.name], specs[part.name]
-        files[f"{part.name}.onnx"] = graphs.optional(proto, spec.slots)
-        if web:
-            files[f"{part.name}.web.onnx"] = graphs.required(proto)
-        test |= {f"{part.name}.input.{name}": tensor.numpy() for name, tensor in part.inputs.items()}
-        test |= _outputs(part, spec, work, work.merged)
-    files[SELFTEST] = write_tensors(test)
-    manifest = BaseManifest(
-        files=entries(files),
-        target="onnx",
-        opset=max(map(graphs.opset, protos.values())),
-        runtime=RUNTIME,
-        graphs=specs,
-        quantized=how.kind,
-        tolerance=tolerance,
-        **says,
-    )
-    return manifest, write_folder(folder / "base", manifest, files, key)
-
-
-def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphSpec]]:
-    """Each part's graph, with the slots that it uses; one that no graph uses stays in the first that holds it."""
-    protos, specs, idle = {}, {}, {}
-    for part in work.parts:
-        owner = graphs.WithSlots(part.made(work.plain), work.plain, work.targets, form).eval()
-        protos[part.name] = proto = graphs.graph(owner, part)
-        idle[part.name] = {slot.name for slot in owner.slots} - graphs.consumed(proto)
-    needed = {slot for name, proto in protos.items() for slot in graphs.consumed(proto) - idle[name]}
-    for part in work.parts:
-        surplus = idle[part.name] & needed
-        graphs.without_inputs(protos[part.name], surplus)
-        needed |= idle[part.name]
-        specs[part.name] = graphs.spec(protos[part.name], part, slots_of(work.targets))
-    return protos, specs
-
-
-def _write_adapter(
-    folder: Path,
-    work: Prepared,
-    adapter: str,
-    base: str,
-    manifest: BaseManifest,
-    task: Task | None,
-    key: Key | None,
-) -> None:
-    from audiolora.edge.runtime import adapter_file
-
-    tensors = filled(manifest.slots, work.folds[adapter])
-    test: dict[str, np.ndarray] = {}
-    for part in work.parts:
-        test |= _outputs(part, manifest.graphs[part.name], work, adapter)
-    files = {ADAPTER: write_tensors(tensors), SELFTEST: write_tensors(test)}
-    for name, graph in manifest.graphs.items():
-        files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
-    rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
-    write_folder(folder, AdapterManifest(folder.name, base, rank, entries(files), task), files, key)
-
-
-def _outputs(part: Part, spec: GraphSpec, work: Prepared, adapter: str | None) -> dict[str, np.ndarray]:
-    wanted = work.reference(part, part.inputs, adapter)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    return {f"{part.name}.output.{name}": y for name, y in zip(names, wanted, strict=True)}
 
 
 def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None, form: str) -> dict[str, str]:
@@ -317,6 +259,16 @@ def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model
+
+
+def _ctc(
+    network: nn.Module, processor: Any, task: Task | None, parts: Any, example: Any
+) -> tuple[CtcSettings, np.ndarray]:
+    """The settings of a CTC model, and the clip of its self-test."""
+    if parts is not None or not (task is None or isinstance(task, CtcSettings)):
+        raise ValueError("a processor has the parts and the task of a CTC model with it; give none beside it")
+    settings = task or ctc_task(network, processor)
+    return settings, noise(settings) if example is None else np.asarray(example, np.float32)
 
 
 def _windows(settings: ForecastSettings) -> torch.Tensor:

@@ -21,7 +21,7 @@ from audiolora.conv.batched import Adapter, BatchedWeight
 from audiolora.conv.packed import Weight
 from audiolora.layers.cache import WeightCache
 from audiolora.layers.mixed_batch import Samples, mixed_batch, samples_outside_of_forward
-from audiolora.layers.quantized import QuantizedWeight, dtype_of, quantization_of, refuse_merge
+from audiolora.layers.quantized import QuantizedWeight, dtype_of, pass_codes_on, quantization_of, refuse_merge
 from audiolora.layers.weight_norm import (
     assign,
     is_close,
@@ -93,7 +93,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             ValueError: the weight is neither a parameter nor parametrized (something recomputes it, and would undo the
-                map in silence), has no shape yet, or is not of a floating-point type that a sum can be formed in.
+                map in silence), has no shape yet, is mapped by another method's layer, or is not of a floating-point
+                type that a sum can be formed in.
         """
         base = self.get_base_layer()
         self._originals = {}
@@ -106,6 +107,11 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             raise ValueError(
                 f"{self.path}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
                 "it would be lost; take that off first, or use its form in torch.nn.utils.parametrizations"
+            )
+        if self.is_mapped("weight"):
+            raise ValueError(
+                f"{self.path}: it has an adapter of another method already, and audiolora puts one method on a "
+                "convolution; leave the module out of this config's target_modules, or add the adapter by itself"
             )
         if isinstance(base._parameters.get("weight"), nn.UninitializedParameter):
             raise ValueError(
@@ -130,12 +136,12 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         if parameter is not None:
             # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
             parametrizations_of(base, name)._parameters["original"] = parameter
-        self._pass_codes_on(name, True)
+        pass_codes_on(base, name, True)
 
     def unmap_tensor(self, name: str) -> None:
         """Take the map off one tensor of the base; nothing happens where there is none."""
         base = self.get_base_layer()
-        if not self.is_mapped(name):
+        if not self.is_mapped(name) or parametrizations_of(base, name)[-1].layer is not self:  # another method's
             return
         own_class(base)
         chain = parametrizations_of(base, name)
@@ -144,13 +150,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             parametrize.remove_parametrizations(base, name, leave_parametrized=False)
             base._parameters[name] = parameter  # as in `map_tensor`
         else:
-            self._pass_codes_on(name, False)
+            pass_codes_on(base, name, False)
             del chain[len(chain) - 1]
-
-    def _pass_codes_on(self, name: str, on: bool) -> None:
-        quantization = quantization_of(self.get_base_layer()) if name == "weight" else None
-        if quantization is not None:
-            quantization.passed_on = on
 
     def is_mapped(self, name: str) -> bool:
         """Whether the map is on this tensor of the base."""
@@ -171,10 +172,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         return base
 
     def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What the base's tensor ``name`` is right now: adapted, or as it stands if disabled or merged.
-
-        ``tensor`` is what the map before gives: of a quantised weight its codes (`layers.quantized`).
-        """
+        """What the tensor ``name`` is now: adapted, or as it stands; ``tensor``: of a quantised weight the codes."""
         quantized = None if tensor.is_floating_point() else quantization_of(self.get_base_layer())
         samples = self._samples or samples_outside_of_forward(self)
         if samples is not None:

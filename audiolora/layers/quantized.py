@@ -87,6 +87,13 @@ def quantization_of(module: nn.Module) -> QuantizedWeight | None:
     return first if isinstance(first, QuantizedWeight) else None
 
 
+def pass_codes_on(module: nn.Module, name: str, on: bool) -> None:
+    """Whether an adapter's map on the tensor ``name`` takes the codes themselves; nothing if there are none."""
+    quantization = quantization_of(module) if name == "weight" else None
+    if quantization is not None:
+        quantization.passed_on = on
+
+
 def codes_of(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes and scales of a quantised module: the tensors themselves."""
     quantization = quantization_of(module)
