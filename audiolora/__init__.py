@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.quantizing import dequantize, quantize
     from audiolora.running_statistics import hold_statistics
 
 _HOMES = {
@@ -24,12 +25,14 @@ _HOMES = {
     "Fleet": "audiolora.fleet",
     "adapt": "audiolora.adapting",
     "adapter_config": "audiolora.adapting",
+    "dequantize": "audiolora.quantizing",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
     "hold_statistics": "audiolora.running_statistics",
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
+    "quantize": "audiolora.quantizing",
 }
 
 __version__ = "0.1.0"
@@ -38,12 +41,14 @@ __all__ = [
     "Fleet",
     "adapt",
     "adapter_config",
+    "dequantize",
     "disable",
     "enable",
     "enabled",
     "hold_statistics",
     "inspect",
     "lora_config",
+    "quantize",
 ]
 
 

@@ -44,7 +44,7 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # .data: a correction puts another storage there (PEFT's and ours); what stands here costs no copy
     weights = [(p, p.data) for p in model.parameters() if not isinstance(p, nn.UninitializedParameter)]
-    buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and not b.is_meta]
+    buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and _may_change(b)]
     layers = {id(module): module for module in modules.values() if isinstance(module, BaseTunerLayer)}
     had = {key for key, layer in layers.items() if adapter_name in _adapters(layer)}
     with_bias = {key for key, layer in layers.items() if _bias_is_mapped(layer)}
@@ -73,6 +73,10 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
             for buffer, value in buffers:
                 buffer.copy_(value)
         raise
+
+
+def _may_change(buffer: torch.Tensor) -> bool:
+    return not buffer.is_meta and buffer.is_floating_point()  # a quantised weight's codes do not
 
 
 def _adapters(layer: BaseTunerLayer) -> set[str]:

@@ -28,6 +28,9 @@ def export(
     streaming: Flag = False,
     dora: Flag = False,
     web: Flag = False,
+    quantize: Literal["int8", "qdq"] | None = None,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Write a network and the adapters of runs as a bundle for devices.
@@ -57,6 +60,9 @@ def export(
         streaming: for causal networks: what came before is kept from one chunk of a stream to the next.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
+        quantize: int8: weights in int8, four times smaller; qdq: activations too, faster, with form fact or merged.
+        calibrate: for qdq, rows (CSV or Parquet) as the device will see them; forecasters alone.
+        evaluate: rows (CSV or Parquet) to measure on what quantising costs; forecasters alone.
         overwrite: replace the bundle that is there.
     """
     from audiolora.export.runs import export_runs
@@ -64,6 +70,7 @@ def export(
     made = export_runs(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor, target=target,
         form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
+        quantize=quantize, calibrate=calibrate, evaluate=evaluate,
     )  # fmt: skip
     graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():
@@ -72,6 +79,8 @@ def export(
         print(f"{name:<20} {size_kb:9,.1f} KB   off torch by at most {off:.1e}")
     if made.portable:
         print(f"portable  {', '.join(made.portable)}: not XNNPACK's, and slower")
+    if made.accuracy is not None:
+        print(made.accuracy)
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

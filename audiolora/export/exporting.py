@@ -17,21 +17,23 @@ import torch
 from torch import nn
 
 from audiolora.export import executorch_bundle
-from audiolora.export.bundle import Base, entries, read_base, write_folder
+from audiolora.export.accuracy import Accuracy, Evaluate, measured
+from audiolora.export.bundle import read_base
 from audiolora.export.checking import check_parity
 from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
-from audiolora.export.graph_files import Made, executorch_graphs, onnx_graphs
-from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, TARGETS, AdapterManifest, BaseManifest, GraphSpec
+from audiolora.export.graph_files import executorch_graphs, onnx_graphs
+from audiolora.export.manifests import FORMS, TARGETS, BaseManifest
 from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.prepared import Prepared, one_part
+from audiolora.export.quantizing import Quantization
 from audiolora.export.signing import Key
-from audiolora.export.slots import adapter_names, filled
+from audiolora.export.slots import adapter_names
 from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
-from audiolora.export.tasks import Task, check_adapter_task
-from audiolora.export.tensors import write_tensors
+from audiolora.export.tasks import Task
+from audiolora.export.writing import write_adapter, write_base
 from audiolora.files import replace_folder
 
 _SEED = 0
@@ -49,6 +51,8 @@ class Exported:
     manifest: BaseManifest
     bytes: Mapping[str, int]
     differences: Mapping[str, float]
+    accuracy: Accuracy | None = None
+    """What quantising cost, where it was asked for."""
     portable: tuple[str, ...] = ()
     """Operators that XNNPACK does not take: ExecuTorch's portable kernels run them, which are slower."""
 
@@ -74,6 +78,9 @@ def export(
     largest: Mapping[str, int] | None = None,
     dora: bool = False,
     web: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
+    evaluate: Evaluate | Any = None,
     key: Key | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -108,16 +115,24 @@ def export(
         largest: of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
+        quantize: ``"int8"``: weights in int8, per output channel, dequantised in the graph; those that
+            `audiolora.quantize` left go in as they are. ``"qdq"``: activations too, calibrated with the adapters on.
+        calibration: for ``"qdq"``: a list of inputs (of the only one, or by name) as the network will see them; for a
+            forecaster long-form rows.
+        evaluate: a function from a network (NumPy in, NumPy out) to its scores by name, which is called with the float
+            network and the quantised one; for a forecaster also long-form rows (MAE, and MASE against the naive
+            forecast of the last value).
         key: private key to sign with.
         overwrite: replace the bundle that is there.
 
     Returns:
-        The manifest, the size of each file, and the differences that were found.
+        The manifest, the size of each file, the differences that were found, and what quantising cost.
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
             network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
-            torch's by more than 1e-5. Nothing is left then.
+            torch's by more than 1e-5 (over the same rounded weights, with ``"int8"``; with ``"qdq"`` the difference
+            that was measured is the tolerance). Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -128,6 +143,8 @@ def export(
     """
     place = Path(folder)
     form = _checked_form(target, form, web, largest)
+    if quantize is not None and target != "onnx":
+        raise ValueError(f"quantize is for target 'onnx', and target is {target!r}; leave it out")
     settings, network = _forecaster(model)
     ids = _ids(network, adapters, form)
     name = place.name if id is None else id
@@ -151,28 +168,33 @@ def export(
         raise ValueError(
             "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
         )
-    work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
+    forecaster = model if settings is not None else None
+    how = Quantization.of(quantize, calibration, evaluate, form=form, parts=parts, forecaster=forecaster)
+    merged = next(iter(ids)) if form == "merged" else None
+    work = Prepared.of(network, parts, merged=merged, dora=dora, quantize=quantize)
     with _beside(place) as new:
         made = (
-            onnx_graphs(work, form, max_rank, web)
+            onnx_graphs(work, form, max_rank, web, how)
             if target == "onnx"
             else executorch_graphs(work, max_rank, largest or {})
         )
         says = {"id": name, "target": target, "form": form, "task": task or settings}
-        _write_base(new, work, says, files or {}, made, key)
-        base = read_base(new, check_signature=False)
+        base = write_base(new, work, says, files or {}, made, key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
-            _write_adapter(written, work, peft, base, (tasks or {}).get(peft), key)
+            write_adapter(written, work, peft, base, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
         if check is not None:
             check(new, work.reference.switched)
         if processor is not None:
             check_texts(new, work, shipped, processor, [clip])
+        cost = None
+        if quantize is not None:
+            cost = measured(new, work, shipped, evaluate=evaluate, forecaster=forecaster, tasks=tasks)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, place)
-    return Exported(place, base.manifest, sizes, found, made.portable)
+    return Exported(place, base.manifest, sizes, found, cost, made.portable)
 
 
 def add_adapter(
@@ -227,51 +249,11 @@ def add_adapter(
     work = Prepared.over(network, base, adapter, parts, example, view or whole)
     with _beside(target) as new:
         written = new / bundle_id
-        _write_adapter(written, work, adapter, base, own, key)
+        write_adapter(written, work, adapter, base, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(written, target)
     return target
-
-
-def _write_base(
-    folder: Path, work: Prepared, says: Mapping[str, Any], more: Mapping[str, bytes], made: Made, key: Key | None
-) -> None:
-    files, test = {**more, **made.files}, dict[str, np.ndarray]()
-    for part in work.parts:
-        test |= {f"{part.name}.input.{name}": tensor.numpy() for name, tensor in part.inputs.items()}
-        test |= _outputs(part, made.specs[part.name], work, work.merged)
-    files[SELFTEST] = write_tensors(test)
-    manifest = BaseManifest(files=entries(files), graphs=made.specs, **made.says, **says)
-    write_folder(folder / "base", manifest, files, key)
-
-
-def _write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: Task | None, key: Key | None) -> None:
-    from audiolora.edge.runtime import adapter_file
-
-    manifest = base.manifest
-    if task is not None:
-        check_adapter_task(manifest.task, task)
-    tensors = filled(manifest.slots, work.folds[adapter])
-    if manifest.target == "executorch":
-        tensors = executorch_bundle.padded(tensors, manifest.slots)
-    test: dict[str, np.ndarray] = {}
-    for part in work.parts:
-        test |= _outputs(part, manifest.graphs[part.name], work, adapter)
-    files = {ADAPTER: write_tensors(tensors), SELFTEST: write_tensors(test)}
-    if manifest.target == "executorch":
-        files |= executorch_bundle.data_files(base, tensors)
-    else:
-        for name, graph in manifest.graphs.items():
-            files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
-    rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
-    write_folder(folder, AdapterManifest(folder.name, base.sha256, rank, entries(files), task), files, key)
-
-
-def _outputs(part: Part, spec: GraphSpec, work: Prepared, adapter: str | None) -> dict[str, np.ndarray]:
-    wanted = work.reference(part, part.inputs, adapter)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    return {f"{part.name}.output.{name}": y for name, y in zip(names, wanted, strict=True)}
 
 
 def _checked_form(target: str, form: str | None, web: bool, largest: Mapping[str, int] | None) -> str:

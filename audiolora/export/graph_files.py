@@ -10,6 +10,7 @@ from audiolora.export import executorch_bundle
 from audiolora.export import onnx as graphs
 from audiolora.export.manifests import GraphSpec
 from audiolora.export.prepared import Prepared
+from audiolora.export.quantizing import Quantization
 from audiolora.export.slots import slots_of
 
 # ONNX Runtime's multi-LoRA came with 1.20.
@@ -27,14 +28,16 @@ class Made:
     portable: tuple[str, ...] = ()
 
 
-def onnx_graphs(work: Prepared, form: str, max_rank: int | None, web: bool) -> Made:
+def onnx_graphs(work: Prepared, form: str, max_rank: int | None, web: bool, how: Quantization) -> Made:
     """For ONNX Runtime."""
     protos, specs = _graphs(work, form)
+    protos, tolerance = how.applied(work, protos, specs, RUNTIME)
     files = {f"{name}.onnx": graphs.optional(proto, specs[name].slots) for name, proto in protos.items()}
     if web:
         files |= {f"{name}.web.onnx": graphs.required(proto) for name, proto in protos.items()}
-    rank = _MAX_RANK if max_rank is None else max_rank
-    return Made(files, specs, {"opset": max(map(graphs.opset, protos.values())), "runtime": RUNTIME, "max_rank": rank})
+    says = {"opset": max(map(graphs.opset, protos.values())), "runtime": RUNTIME}
+    says |= {"max_rank": _MAX_RANK if max_rank is None else max_rank, "quantized": how.kind, "tolerance": tolerance}
+    return Made(files, specs, says)
 
 
 def executorch_graphs(work: Prepared, max_rank: int | None, largest: Mapping[str, int]) -> Made:

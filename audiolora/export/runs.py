@@ -19,10 +19,15 @@ from audiolora.export.ctc_runs import ctc_settings_of, processors
 from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
+from audiolora.export.rows import Rows
 from audiolora.integration import enabled
 from audiolora.speech.adapter import INFO_FILE
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
+_NO_ROWS = (
+    "--calibrate and --evaluate are rows of a forecaster, and these adapters are none's; from Python: "
+    "export(…, calibration=inputs, evaluate=function)"
+)
 
 
 def export_runs(
@@ -34,6 +39,8 @@ def export_runs(
     shape: str | None = None,
     fixed_length: bool = False,
     form: str | None = None,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     processor: Path | None = None,
     **settings: Any,
 ) -> Exported:
@@ -49,6 +56,7 @@ def export_runs(
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
         form: as in `export`; None takes the default, of `export_whisper` for speech runs.
+        calibrate, evaluate: files of rows, for `export`'s arguments; for forecasters.
         processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
@@ -61,7 +69,8 @@ def export_runs(
             raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
         with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
             run = read_forecast_run(runs[0], Path(scratch))
-            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
+            rows = Rows(calibrate, evaluate, run.time_zone)
+            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, rows, **settings)
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
@@ -80,10 +89,13 @@ def export_runs(
         net = Forecaster.load(net, base).net
     if (found := processors(folders, processor)) is not None:
         _check_plain(base, shape, fixed_length)
+        if calibrate or evaluate:
+            raise ValueError(_NO_ROWS)
         ids = {f"run{i}": name for i, name in enumerate(folders)}
         model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
         return export(model, out, adapters=ids, **ctc_settings_of(model, ids, *found), **settings)
-    return _exported(net, folders, out, base, shape, fixed_length, **settings)
+    rows = Rows(calibrate, evaluate, None)
+    return _exported(net, folders, out, base, shape, fixed_length, rows, **settings)
 
 
 def _exported(
@@ -93,7 +105,7 @@ def _exported(
     base: Path | None,
     shape: str | None,
     fixed_length: bool,
-    time_zone: str | None = None,
+    rows: Rows,
     **settings: Any,
 ) -> Exported:
     described = {name: _described(folder) for name, folder in folders.items()}
@@ -105,12 +117,15 @@ def _exported(
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
         own = {
-            peft: forecaster_task(_settings(found), time_zone)
+            peft: forecaster_task(_settings(found), rows.time_zone)
             for peft, name in ids.items()
             if (found := described[name]) is not None
         }
-        task = forecaster_task(_settings(of_base), time_zone)
+        task = forecaster_task(_settings(of_base), rows.time_zone)
+        settings |= rows.read(forecaster)
         return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
+    if rows.calibrate or rows.evaluate:
+        raise ValueError(_NO_ROWS)
     if shape is None:
         raise ValueError(
             "no run says what the network takes; give the shape of an input: --shape 2,5,168, or for a CTC model its "

@@ -25,6 +25,7 @@ from torch import nn
 
 from audiolora.conv.batched import Adapter
 from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined, through_core
+from audiolora.conv.packed import Weight, unpacked
 from audiolora.conv.weight import FactoredWeight
 from audiolora.layers import starts
 from audiolora.layers.any_convolution import channels_of
@@ -54,6 +55,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
+    takes_packed = True
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_core")
 
     def __init__(
@@ -162,7 +164,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         bias = self.lora_B[adapter].bias * self.scaling[adapter] if self.lora_bias[adapter] else None
         return Adapter(self.term(adapter), self._magnitude(adapter), bias)
 
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' with these adapters, one map after the other; factored where it is being trained."""
         if len(adapters) > 1 and any(self._dropout_p(name) for name in adapters):
             name = next(name for name in adapters if self._dropout_p(name))
@@ -177,13 +179,13 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
             return FactoredWeight.make(weight, term, self._magnitude(adapters[0]), self._dropout_p(adapters[0]))
         return self.merged_weight(weight, adapters)
 
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
         for name in adapters:
             weight = adapted_weight(weight, self.term(name), self._magnitude(name))
-        return weight
+        return unpacked(weight)
 
-    def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
+    def _worth_factoring(self, weight: Weight, adapters: list[str]) -> bool:
         """Under a gradient for the factors with the base frozen; export, tracing and torch.func want plain operators.
 
         Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
