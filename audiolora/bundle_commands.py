@@ -24,6 +24,7 @@ def export(
     shape: str | None = None,
     fixed_length: Flag = False,
     processor: Path | None = None,
+    streaming: Flag = False,
     dora: Flag = False,
     web: Flag = False,
     overwrite: Flag = False,
@@ -50,6 +51,7 @@ def export(
         fixed_length: for a network that takes one length alone.
         processor: for a CTC model (wav2vec2, HuBERT, WavLM, …): the folder of its transformers' processor; by default
             processor/ in a run.
+        streaming: for causal networks: what came before is kept from one chunk of a stream to the next.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
         overwrite: replace the bundle that is there.
@@ -58,7 +60,7 @@ def export(
 
     made = export_runs(
         runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor,
-        form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
+        form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
     graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():

@@ -11,7 +11,8 @@ package with ``--no-deps``).
 
 from audiolora.edge.network import Network
 from audiolora.edge.session import Session
+from audiolora.edge.streaming import Stream
 from audiolora.edge.wav import read_wav
 from audiolora.export.errors import BundleError
 
-__all__ = ["BundleError", "Network", "Session", "read_wav"]
+__all__ = ["BundleError", "Network", "Session", "Stream", "read_wav"]

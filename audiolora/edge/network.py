@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audiolora.edge.ctc import Audio, Word, transcribe_ctc, words_ctc
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
+from audiolora.edge.stream_forecasting import last_step
 from audiolora.edge.whisper import Assets, transcribe_whisper
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.errors import BundleError
@@ -19,6 +20,9 @@ from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
 from audiolora.export.tasks import Task
 from audiolora.export.whisper_settings import WhisperSettings
+
+if TYPE_CHECKING:
+    from audiolora.edge.streaming import Stream
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 """The one input of a graph, or its inputs by name."""
@@ -81,10 +85,10 @@ class Network:
         name, spec = self.graph(graph)
         given = x if isinstance(x, Mapping) else {spec.inputs[0].name: x}
         sizes: dict[str, int] = {}
-        feeds = _checked(spec.inputs, given, "inputs", sizes)
+        feeds = checked(spec.inputs, given, "inputs", sizes)
         if spec.states:
             taken = tuple(TensorSpec(state.input, state.shape, state.dtype) for state in spec.states)
-            feeds |= _checked(taken, initial(spec.states, sizes) if states is None else states, "states", sizes)
+            feeds |= checked(taken, initial(spec.states, sizes) if states is None else states, "states", sizes)
         active = self._active.get(name)
         names = [output.name for output in spec.outputs] + [state.output for state in spec.states]
         found = self._sessions[name].run(names, feeds, None if active is None else active.options)
@@ -117,7 +121,22 @@ class Network:
         """As `Session.forecast`."""
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
-        return forecast_from(self.task, history, device, self.run, ends=ends, time_zone=time_zone)
+        settings, streaming = self.task, bool(self.graph()[1].states)
+        run = (lambda z: last_step(settings, np.asarray(self.run(z)))) if streaming else self.run
+        return forecast_from(settings, history, device, run, ends=ends, time_zone=time_zone)
+
+    def stream(self) -> Stream:
+        """Streams through the graph, chunk by chunk; for a causal network that was exported for them.
+
+        Raises:
+            ValueError: the bundle's graph keeps no left context, or the adapter is not in the weights.
+        """
+        from audiolora.edge.streaming import Stream
+
+        name, spec = self.graph()
+        if self._active:
+            raise ValueError("the adapter of this network is given at each run; take session.stream(adapter)")
+        return Stream(self._sessions[name], spec, {}, self.task)
 
     def transcribe(
         self,
@@ -206,9 +225,14 @@ def check_graph(session: Any, spec: GraphSpec, file: str) -> None:
         raise BundleError(f"{file}: its outputs are in another order than the manifest's; export it again")
 
 
-def _checked(
+def checked(
     specs: tuple[TensorSpec, ...], given: Mapping[str, Any], kind: str, sizes: dict[str, int]
 ) -> dict[str, np.ndarray]:
+    """The arrays, if they are what these specs say; ``sizes`` collects the free sizes.
+
+    Raises:
+        ValueError: other names, types or shapes.
+    """
     names = {spec.name for spec in specs}
     if given.keys() != names:
         raise ValueError(f"the {kind} are {', '.join(sorted(names))}, got {', '.join(sorted(given)) or 'none'}")

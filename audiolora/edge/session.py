@@ -14,8 +14,10 @@ import numpy as np
 from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
-from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
+from audiolora.edge.network import Inputs, Network, Outputs, check_graph
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.selftest import tested
+from audiolora.edge.streaming import Stream
 from audiolora.edge.whisper import Assets
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
@@ -152,14 +154,26 @@ class Session:
         """
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
-        read: Adapter | None = None
-        if adapter is not None:
-            loaded = self._entry(adapter)
-            read = read_adapter(loaded.folder, base, **self._trust)
-            _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
-        tensors = _zeros(self.manifest) if read is None else read.tensors
+        tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
         sessions = _sessions(base, tensors, **self._how)
         return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
+
+    def stream(self, adapter: str | None = None) -> Stream:
+        """Streams through a causal network that was exported for them, chunk by chunk.
+
+        A stream keeps the adapter that is loaded now, whatever is loaded later; its files are read and verified once
+        more. ``session.bind(adapter).stream()`` is faster, for the time and the memory of a session.
+
+        Args:
+            adapter: its id; None runs the base.
+
+        Raises:
+            ValueError: the adapter is not loaded, or the bundle is not for streams.
+            BundleError: the adapter is not on disk any more as it was loaded.
+        """
+        name, graph = self._plain.graph()
+        slots = {} if adapter is None else _of_graph(self._read_again(adapter).tensors, graph)
+        return Stream(self._sessions[name], graph, slots, self.network(adapter).task)
 
     def forecast(
         self,
@@ -258,13 +272,19 @@ class Session:
         stored = read_tensors(self._base.files[SELFTEST], "base/selftest.safetensors")
         wanted = stored if adapter is None else read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
         network = self.network(adapter)
-        worst = max(_tested(network, name, stored, wanted) for name in self.manifest.graphs)
+        worst = max(tested(network, name, stored, wanted) for name in self.manifest.graphs)
         if not worst <= self.manifest.tolerance:
             raise BundleError(
                 f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
                 f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
             )
         return worst
+
+    def _read_again(self, adapter: str) -> Adapter:
+        loaded = self._entry(adapter)
+        read = read_adapter(loaded.folder, self._base, **self._trust)
+        _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
+        return read
 
     def _entry(self, adapter: str) -> Loaded:
         if adapter not in self._adapters:
@@ -316,25 +336,6 @@ def _zeros(manifest: BaseManifest) -> dict[str, np.ndarray]:
     """No adapter."""
     sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in manifest.slots}
     return {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
-
-
-def _tested(network: Network, graph: str, stored: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
-    """How far a graph is off on its stored inputs and states."""
-    spec = network.manifest.graphs[graph]
-    inputs = {value.name: _stored(stored, f"{graph}.input.{value.name}") for value in spec.inputs}
-    states = {state.input: _stored(stored, f"{graph}.input.{state.input}") for state in spec.states}
-    y, after = network.step(inputs, states, graph)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    outputs = [*(y if isinstance(y, tuple) else (y,)), *after.values()]
-    return max(
-        difference(value, _stored(wanted, f"{graph}.output.{name}")) for name, value in zip(names, outputs, strict=True)
-    )
-
-
-def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in tensors:
-        raise BundleError(f"{SELFTEST}: {name} is not in it; export the bundle again")
-    return tensors[name]
 
 
 def _check_unchanged(where: str, found: str, loaded: str) -> None:

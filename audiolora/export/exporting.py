@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +21,14 @@ from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
-from audiolora.export.parts import Dynamic, Part
+from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
+from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
 from audiolora.export.tasks import Task, check_adapter_task
 from audiolora.export.tensors import write_tensors
-from audiolora.files import replace_folder
+from audiolora.files import folder_beside, replace_folder
 
 # ONNX Runtime's multi-LoRA came with 1.20.
 RUNTIME = "1.20.0"
@@ -66,6 +64,7 @@ def export(
     processor: Any = None,
     files: Mapping[str, bytes] | None = None,
     check: Check | None = None,
+    streaming: bool = False,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -94,6 +93,8 @@ def export(
             is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
         check: of the task, besides that of every graph's outputs.
+        streaming: a causal network, for `audiolora.edge.Session.stream`: its left context becomes states of the graph.
+            One with a method ``at_every_step`` is exported with that.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -105,7 +106,8 @@ def export(
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
-            network that torch cannot export, or an output that is off torch's by more than 1e-5. Nothing is left then.
+            network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
+            torch's by more than 1e-5. Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -128,11 +130,16 @@ def export(
         parts, example = [ctc_part(task, processor, clip)], None
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
-        parts = [one_part(network, example, dynamic)]
-    elif example is not None or dynamic is not None:
-        raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
+        parts = [
+            streaming_part(network, example, dynamic, settings) if streaming else one_part(network, example, dynamic)
+        ]
+        check_scalers([settings, *(tasks or {}).values()] if streaming else [])
+    elif example is not None or dynamic is not None or streaming:
+        raise ValueError(
+            "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
+        )
     work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
-    with _beside(target) as new:
+    with folder_beside(target) as new:
         says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
         manifest, base_hash = _write_base(new, work, says, files or {}, web=web, key=key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
@@ -195,8 +202,11 @@ def add_adapter(
     own = None if own == base.manifest.task else own
     if parts is None and isinstance(base.manifest.task, CtcSettings):
         parts = [Part({}, {}, view=ctc_view(base.manifest.task))]
-    work = Prepared.over(network, base, adapter, parts, example)
-    with _beside(target) as new:
+    view = plan_of(base.manifest, network) if parts is None else None
+    if view is not None:
+        check_scalers([own])
+    work = Prepared.over(network, base, adapter, parts, example, view or whole)
+    with folder_beside(target) as new:
         written = new / bundle_id
         _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
@@ -329,15 +339,3 @@ def _windows(settings: ForecastSettings) -> torch.Tensor:
     """Two windows of noise, of order one like what a forecaster's network sees."""
     draw = torch.Generator().manual_seed(_SEED)
     return torch.randn(2, len(settings.channels), settings.lookback, generator=draw)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, gone afterwards, whatever happens."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
-    new.mkdir()
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

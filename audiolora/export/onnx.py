@@ -125,7 +125,8 @@ def _with_path(func: Any, call: dict[str, Any], target: Target, slots: Mapping[s
     else:
         groups, kernel = call.get("groups", 1), A.view(-1, *target.kernel_shape[1:])
         kernel = kernel if target.transposed_groups is None else kernel.transpose(0, 1)
-        z = func(**{**call, "weight": kernel.repeat(groups, 1, 1)})
+        # Not repeated once: a small step would pay for each operator that is left in the graph.
+        z = func(**{**call, "weight": kernel.repeat(groups, 1, 1) if groups > 1 else kernel})
         y = func(**call) + F.conv1d(z, B.unsqueeze(2), groups=groups)
     if target.gain:
         gain = 1 + slots[f"{target.name}.gain"]

@@ -67,6 +67,20 @@ class Part:
             raise ValueError(f"{self.name}: {count} outputs, and {len(self.outputs)} names for them")
         return self.outputs or (("y",) if count == 1 else tuple(f"y{i}" for i in range(count)))
 
+    def first_states(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The states before the first run on these inputs: zeros, and 0 for a free size that no input has."""
+        sizes = {
+            size: tensor.shape[axis]
+            for name, tensor in inputs.items()
+            for axis, size in self.dynamic.get(name, {}).items()
+        }
+        found = {}
+        for name in self.states:
+            example, free = self.inputs[name], self.dynamic.get(name, {})
+            shape = [sizes.get(free[i], 0) if i in free else size for i, size in enumerate(example.shape)]
+            found[name] = torch.zeros(shape, dtype=example.dtype)
+        return found
+
     def trials(self) -> list[dict[str, torch.Tensor]]:
         """The example, inputs of other sizes where those are free, and what else there is."""
         names = list(dict.fromkeys(name for axes in self.dynamic.values() for name in axes.values()))

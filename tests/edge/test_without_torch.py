@@ -16,13 +16,16 @@ from tests.export.small_bundle import factors, reference, sample, write_adapter,
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = ("torch", "peft", "transformers", "safetensors", "pandas", "scipy", "onnx", "rich", "cyclopts", "sklearn")
 
-PROGRAM = """
+BEFORE = f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {forbidden!r}:
+        if name.partition(".")[0] in {FORBIDDEN!r}:
             raise ImportError(name + " is not installed here")
 sys.meta_path.insert(0, Refuse())
+"""
+
+PROGRAM = """
 import audiolora
 import audiolora.edge
 assert "onnxruntime" not in sys.modules  # no work at import
@@ -35,9 +38,17 @@ assert session.selftest("user1") < 1e-5
 """
 
 
-def run_program(program: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+def run_without_torch(program: str) -> str:
+    """In a process that can import none of `FORBIDDEN`; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE + program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_session_runs_without_torch(tmp_path: Path) -> None:
@@ -48,9 +59,7 @@ def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     write_adapter(tmp_path / "b", key=private)
     np.save(tmp_path / "x.npy", sample())
     files = {name: str(tmp_path / f"{name}.npy") for name in "xy"}
-    program = PROGRAM.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=str(public), **files)
-    done = run_program(program)
-    assert done.returncode == 0, done.stderr
+    run_without_torch(PROGRAM.format(bundle=str(tmp_path / "b"), key=str(public), **files))
     swapped, bound, base = np.load(files["y"])
     for found, adapter in ((swapped, factors()), (bound, factors()), (base, None)):
         np.testing.assert_allclose(found, reference(sample(), adapter), rtol=0, atol=1e-5)
@@ -80,8 +89,7 @@ def test_a_whisper_hears_without_torch(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     begin = PROGRAM.partition("x = np.load")[0].replace('"user1"', '"door"')
     program = begin + f"x = np.load({str(tmp_path / 'x.npy')!r})" + HEARING
-    done = run_program(program.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=None))
-    assert done.returncode == 0, done.stderr
+    printed = run_without_torch(program.format(bundle=str(tmp_path / "b"), key=None))
     session = Session(tmp_path / "b", threads=1)
     session.load("door")
-    assert done.stdout.rstrip("\n") == "|".join(session.transcribe(list(x), 16_000, "door"))
+    assert printed.rstrip("\n") == "|".join(session.transcribe(list(x), 16_000, "door"))

@@ -19,7 +19,7 @@ import torch
 from audiolora.edge import Session
 from audiolora.edge.network import difference
 from audiolora.export import add_adapter, export
-from audiolora.export.ctc import ctc_task
+from audiolora.export.ctc import ctc_part, ctc_task
 from tests.edge.test_without_torch import FORBIDDEN, ROOT
 from tests.export.ctc_models import LAYER, LETTERS, adapted, clips, ctc_model, processor
 
@@ -173,6 +173,17 @@ def test_an_adapter_with_an_alphabet_of_its_own(bundle: Any, tmp_path: Path) -> 
     for short in (letters[:-1], (*letters, "ю")):
         with pytest.raises(ValueError, match="vocabulary must be of the base's size, 32"):
             add_adapter(model, folder, "anna", id="short", task=replace(own, vocabulary=short))
+
+
+def test_a_squeezing_model_is_traced_with_a_frame_left_over(tmp_path: Path) -> None:
+    """At a whole number of squeezed frames SEW pads nothing, and the graph never would."""
+    its_processor = processor(tmp_path)
+    task = replace(ctc_task(ctc_model("SEWForCTC"), its_processor), masked=False)
+    assert task.fewest_frames == 2
+    for n_frames, wanted in ((30, 29), (31, 31)):
+        part = ctc_part(task, its_processor, clips(task.samples(n_frames))[0])
+        assert task.frames(part.inputs["input_values"].shape[1]) == wanted
+    assert {task.frames(inputs["input_values"].shape[1]) % 2 for inputs in part.trials()} == {0, 1}
 
 
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
