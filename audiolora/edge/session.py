@@ -15,8 +15,9 @@ from audiolora.edge import executorch
 from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
-from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
+from audiolora.edge.network import Inputs, Network, Outputs, check_graph
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.selftest import tested
 from audiolora.edge.streaming import Stream
 from audiolora.edge.whisper import Assets
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
@@ -274,7 +275,7 @@ class Session:
         stored = read_tensors(self._base.files[SELFTEST], "base/selftest.safetensors")
         wanted = stored if adapter is None else read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
         network = self.network(adapter)
-        worst = max(_tested(network, name, stored, wanted) for name in self.manifest.graphs)
+        worst = max(tested(network, name, stored, wanted) for name in self.manifest.graphs)
         if not worst <= self.manifest.tolerance:
             raise BundleError(
                 f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
@@ -340,25 +341,6 @@ def _zeros(manifest: BaseManifest) -> dict[str, np.ndarray]:
     """No adapter."""
     sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in manifest.slots}
     return {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
-
-
-def _tested(network: Network, graph: str, stored: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
-    """How far a graph is off on its stored inputs and states."""
-    spec = network.manifest.graphs[graph]
-    inputs = {value.name: _stored(stored, f"{graph}.input.{value.name}") for value in spec.inputs}
-    states = {state.input: _stored(stored, f"{graph}.input.{state.input}") for state in spec.states}
-    y, after = network.step(inputs, states, graph)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    outputs = [*(y if isinstance(y, tuple) else (y,)), *after.values()]
-    return max(
-        difference(value, _stored(wanted, f"{graph}.output.{name}")) for name, value in zip(names, outputs, strict=True)
-    )
-
-
-def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in tensors:
-        raise BundleError(f"{SELFTEST}: {name} is not in it; export the bundle again")
-    return tensors[name]
 
 
 def _check_unchanged(where: str, found: str, loaded: str) -> None:

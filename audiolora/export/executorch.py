@@ -102,7 +102,9 @@ def program(
     data = bytes(made._tensor_data[_TAG]) if held else b""
     pieces = _pieces(data, numbered, held) if held else ()
     layout = DataLayout(_sizes(exported, part, limits), pieces)
-    template = layout.written(data, {s.name: np.zeros(s.shape, np.float32) for s in held}) if held else b""
+    template = (
+        layout.written(data, {s.name: np.zeros(tuple(map(int, s.shape)), np.float32) for s in held}) if held else b""
+    )
     return Program(bytes(made.buffer), template, layout, _spec(exported, part, held), portable)
 
 
@@ -144,8 +146,9 @@ def _numbered(slots: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
     """Each value of each slot its own number."""
     values, first = {}, _FIRST
     for slot in slots:
-        count = math.prod(int(size) for size in slot.shape)
-        values[slot.name] = -torch.arange(first, first + count, dtype=torch.float64).float().view(*slot.shape)
+        shape = tuple(map(int, slot.shape))
+        count = math.prod(shape)
+        values[slot.name] = -torch.arange(first, first + count, dtype=torch.float64).float().view(shape)
         first += count
     if first > 2 * _FIRST:
         raise ValueError(f"the adapters' slots have {first - _FIRST:,} values, and {_FIRST:,} can be told apart")

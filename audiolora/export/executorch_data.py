@@ -154,7 +154,9 @@ def strided(indices: Sequence[int] | np.ndarray) -> tuple[int, tuple[int, ...], 
         (5, (2, 3), (10, 2))
     """
     rest = np.asarray(indices, np.int64)
-    start, sizes, strides = int(rest[0]), [], []
+    start = int(rest[0])
+    sizes: list[int] = []
+    strides: list[int] = []
     while len(rest) > 1:
         steps = np.diff(rest)
         breaks = np.flatnonzero(steps != steps[0])

@@ -203,11 +203,9 @@ def _untie(net: nn.Module, name: str) -> None:
     """A tensor of its own: of two modules that share one only the adapted has an adapter."""
     path, _, last = name.rpartition(".")
     module = net.get_submodule(path)
-    if last in module._parameters:
-        value = module._parameters[last]
-        assert value is not None
-        module._parameters[last] = nn.Parameter(value.detach().clone(), requires_grad=False)
+    parameter, buffer = module._parameters.get(last), module._buffers.get(last)
+    if parameter is not None:
+        module._parameters[last] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
     else:
-        value = module._buffers[last]
-        assert value is not None
-        module._buffers[last] = value.clone()
+        assert buffer is not None
+        module._buffers[last] = buffer.clone()

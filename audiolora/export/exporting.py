@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,7 @@ from audiolora.export.slots import adapter_names
 from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
 from audiolora.export.tasks import Task
 from audiolora.export.writing import write_adapter, write_base
-from audiolora.files import replace_folder
+from audiolora.files import folder_beside, replace_folder
 
 _SEED = 0
 
@@ -172,7 +169,7 @@ def export(
     how = Quantization.of(quantize, calibration, evaluate, form=form, parts=parts, forecaster=forecaster)
     merged = next(iter(ids)) if form == "merged" else None
     work = Prepared.of(network, parts, merged=merged, dora=dora, quantize=quantize)
-    with _beside(place) as new:
+    with folder_beside(place) as new:
         made = (
             onnx_graphs(work, form, max_rank, web, how)
             if target == "onnx"
@@ -247,7 +244,7 @@ def add_adapter(
     if view is not None:
         check_scalers([own])
     work = Prepared.over(network, base, adapter, parts, example, view or whole)
-    with _beside(target) as new:
+    with folder_beside(target) as new:
         written = new / bundle_id
         write_adapter(written, work, adapter, base, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
@@ -315,15 +312,3 @@ def _windows(settings: ForecastSettings) -> torch.Tensor:
     """Two windows of noise, of order one like what a forecaster's network sees."""
     draw = torch.Generator().manual_seed(_SEED)
     return torch.randn(2, len(settings.channels), settings.lookback, generator=draw)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, gone afterwards, whatever happens."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
-    new.mkdir()
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
