@@ -78,6 +78,8 @@ def export_runs(
         from audiolora.export.speech import export_speech_runs
 
         _check_speech(folders, shape is not None or fixed_length or processor is not None)
+        if calibrate or evaluate:
+            raise ValueError(_NO_ROWS)
         return export_speech_runs(folders, out, base=base, **settings)
     if network is None:
         raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
