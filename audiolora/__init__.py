@@ -12,16 +12,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from audiolora.adalora_callback import AdaLoraCallback
     from audiolora.adapting import adapt, lora_config
+    from audiolora.allocation import orthogonality_penalty
     from audiolora.fleet import Fleet
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.rank_schedule import RankSchedule
     from audiolora.running_statistics import hold_statistics
 
 _HOMES = {
+    "AdaLoraCallback": "audiolora.adalora_callback",
     "BypassedModuleWarning": "audiolora.layers.participation",
     "Fleet": "audiolora.fleet",
+    "RankSchedule": "audiolora.rank_schedule",
     "adapt": "audiolora.adapting",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
@@ -29,12 +34,15 @@ _HOMES = {
     "hold_statistics": "audiolora.running_statistics",
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
+    "orthogonality_penalty": "audiolora.allocation",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaLoraCallback",
     "BypassedModuleWarning",
     "Fleet",
+    "RankSchedule",
     "adapt",
     "disable",
     "enable",
@@ -42,6 +50,7 @@ __all__ = [
     "hold_statistics",
     "inspect",
     "lora_config",
+    "orthogonality_penalty",
 ]
 
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -12,9 +12,10 @@ from audiolora.all_or_nothing import undone_on_error
 from audiolora.integration import enable
 from audiolora.layers.lora import alpha_refused
 from audiolora.presets import preset_for, resolve_targets, target_modules
+from audiolora.rank_schedule import RankSchedule
 from audiolora.running_statistics import hold_statistics
 
-METHODS = ("lora", "dora")
+METHODS = ("lora", "dora", "adalora")
 
 
 def lora_config(
@@ -26,8 +27,9 @@ def lora_config(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    schedule: RankSchedule | None = None,
 ) -> LoraConfig:
-    """The ``peft.LoraConfig`` that `adapt` applies; arguments and errors as there.
+    """The ``peft.LoraConfig`` or ``peft.AdaLoraConfig`` that `adapt` applies; arguments and errors as there.
 
     Example:
         >>> import torch, audiolora
@@ -40,8 +42,17 @@ def lora_config(
         raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}; try dropout=0.05")
     if alpha is not None and (why := alpha_refused(alpha)) is not None:
         raise ValueError(f"{why}; try alpha=16, or leave it out for 2·r")
+    _check_schedule(method, r, schedule, use_rslora)
     resolved = resolve_targets(model, targets, preset_for(model))
     ranks = _ranks(r, resolved)
+    if schedule is not None:
+        settings = schedule.settings(target_r=next(iter(ranks.values())))
+        return AdaLoraConfig(
+            **settings,
+            lora_alpha=alpha if alpha is not None else 2 * settings["init_r"],
+            target_modules=target_modules(model, list(ranks)),
+            lora_dropout=dropout,
+        )
     default = Counter(ranks.values()).most_common(1)[0][0]
     rank_pattern = _rank_pattern(ranks, default)
     return LoraConfig(
@@ -66,6 +77,7 @@ def adapt(
     alpha: float | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    schedule: RankSchedule | None = None,
     adapter_name: str = "default",
 ) -> PeftModel:
     """Freeze ``model`` and put trainable low-rank adapters into its convolutions and attention.
@@ -76,8 +88,9 @@ def adapt(
     Args:
         model: any ``nn.Module``; Whisper, the wav2vec2 family and transformers' forecasters have presets that know
             their parts.
-        method: ``"lora"`` (arXiv 2106.09685) or ``"dora"`` (arXiv 2402.09353).
-        r: the rank, or a rank a target: ``{"conv": 32, "attention": 4}``.
+        method: ``"lora"`` (arXiv 2106.09685), ``"dora"`` (arXiv 2402.09353) or ``"adalora"`` (arXiv 2303.10512).
+        r: the rank, or a rank a target: ``{"conv": 32, "attention": 4}``. For AdaLoRA the average that the modules end
+            with: their ranks are found in training, which needs `AdaLoraCallback` with transformers' Trainer.
         targets: ``"conv"``, ``"attention"``, ``"ffn"``, ``"both"`` (conv + attention; the forecasters without a
             convolution have attention + ffn), or a list of these and of module names. On a network without a preset
             ``"conv"`` is every ``nn.Conv1d`` and ``nn.ConvTranspose1d``; a module of another class that holds a
@@ -85,12 +98,13 @@ def adapt(
         alpha: the update is scaled by alpha / r (alpha / √r with ``use_rslora``); default 2·r everywhere.
         dropout: on the input of the low-rank path, in [0, 1).
         use_rslora: arXiv 2312.03732.
+        schedule: for AdaLoRA, and for it alone: when ranks are taken away.
         adapter_name: PEFT's name for the adapter.
 
     Raises:
         ValueError: an unknown method, a rank below 1 or given for something that is no target, an alpha that is not
-            positive, dropout outside of [0, 1), a target that matches nothing or that no adapter fits. After any error
-            the model is as it was.
+            positive, dropout outside of [0, 1), a target that matches nothing or that no adapter fits, AdaLoRA without
+            a schedule or one for another method. After any error the model is as it was.
         TypeError: the model is adapted already.
 
     Example:
@@ -105,12 +119,32 @@ def adapt(
             "the model is adapted already; add another adapter with "
             "model.add_adapter(name, audiolora.lora_config(model.get_base_model(), ...)), or unload() it first"
         )
-    config = lora_config(model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora)
+    config = lora_config(
+        model, method, r=r, targets=targets, alpha=alpha, dropout=dropout, use_rslora=use_rslora, schedule=schedule
+    )
     enable()
     with undone_on_error(model, adapter_name):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
     hold_statistics(adapted)
     return adapted
+
+
+def _check_schedule(method: str, r: int | Mapping[str, int], schedule: RankSchedule | None, use_rslora: bool) -> None:
+    if (method == "adalora") != (schedule is not None):
+        raise ValueError(
+            "adalora takes its ranks away over the steps of a training; set "
+            "schedule=audiolora.RankSchedule(total_step=…), the optimiser steps that it will take"
+            if schedule is None
+            else f"method={method!r} has no schedule; leave it out, or set method='adalora'"
+        )
+    if schedule is None:
+        return
+    if isinstance(r, Mapping):
+        raise ValueError(f"adalora has one budget for all modules, and r={dict(r)} gives one a target; try r=8")
+    if use_rslora:
+        raise ValueError("use_rslora has no meaning for adalora, whose scaling keeps to the rank at the start")
+    if schedule.init_r is not None and isinstance(r, int) and schedule.init_r < r:
+        raise ValueError(f"init_r={schedule.init_r} is less than the target r={r}, and ranks are only taken away")
 
 
 def _ranks(r: int | Mapping[str, int], resolved: Mapping[str, Sequence[str]]) -> dict[str, int]:

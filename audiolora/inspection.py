@@ -5,23 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from audiolora.allocation import kept_ranks
 from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.base import WeightSpaceLayer
 
 
 @dataclass(frozen=True)
 class AdaptedModule:
     """One row: an adapted module and one of its adapters.
 
-    ``gradients`` is the way they take, ``"low-rank"``, or ``"dense"`` where r is not small against the channels;
-    ``overhead`` is the extra work of a training step as a share of the frozen module's own (`conv.plan`).
+    ``r`` is the rank; of AdaLoRA, once it has begun to take ranks away, what is kept of it now (``parameters`` counts
+    what is in memory: the rest goes when the adapter is saved). ``gradients`` is the way they take, ``"low-rank"``, or
+    ``"dense"`` where r is not small against the channels; ``overhead`` is the extra work of a training step as a share
+    of the frozen module's own (`conv.plan`).
     """
 
     name: str
@@ -87,8 +91,9 @@ def inspect(model: nn.Module) -> Inspection:
         40
     """
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""
+    kept = kept_ranks(model)
     rows = tuple(
-        _row(name.removeprefix(prefix), layer, adapter)
+        _row(name.removeprefix(prefix), layer, adapter, kept.get((name.removeprefix(prefix), adapter)))
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
         for adapter in layer.r
@@ -99,10 +104,11 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
 
 
-def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
+def _row(name: str, layer: LoraLayer, adapter: str, kept: int | None) -> AdaptedModule:
     base = layer.get_base_layer()
-    ours = isinstance(layer, LoraConv1d)
-    shape = tuple((layer.base_tensor() if ours else base.weight).shape)
+    mapped = isinstance(layer, WeightSpaceLayer)
+    shape = tuple((layer.base_tensor() if mapped else base.weight).shape)
+    ours = mapped and len(shape) == 3
     geometry = _conv_geometry(base) if ours else ConvGeometry()
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
@@ -111,12 +117,18 @@ def _row(name: str, layer: LoraLayer, adapter: str) -> AdaptedModule:
         name=name,
         kind=type(base).__name__.removeprefix("Parametrized"),
         geometry=_geometry(base, shape, geometry if ours else None),
-        method=("DoRA" if layer.use_dora.get(adapter) else "LoRA") + ("" if ours else " (PEFT)"),
-        r=layer.r[adapter],
+        method=_method(layer, adapter) + ("" if mapped else " (PEFT)"),
+        r=layer.r[adapter] if kept is None else kept,
         parameters=sum(parameter.numel() for parameter in parameters),
         gradients=path.value,
         overhead=training_overhead(shape, layer.r[adapter], geometry, path),
     )
+
+
+def _method(layer: LoraLayer, adapter: str) -> str:
+    if isinstance(layer, AdaLoraLayer):
+        return "AdaLoRA"
+    return "DoRA" if layer.use_dora.get(adapter) else "LoRA"
 
 
 def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:

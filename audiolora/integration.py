@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel, peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, save_and_load
 from torch import nn
 
 from audiolora import all_or_nothing, fitting
+from audiolora.allocation import WeightSpaceAdaLoraModel, validate_adapter_state_dict
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
@@ -75,6 +77,8 @@ _REBOUND: list[tuple[Any, str, Any]] = [
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
     (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE, WeightSpaceLoraConfig),
+    (PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ADALORA, WeightSpaceAdaLoraModel),
+    (save_and_load, "_validate_lora_adapter_state_dict", validate_adapter_state_dict),
     *REPLACEMENTS,
 ]
 

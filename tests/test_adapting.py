@@ -116,7 +116,7 @@ def test_unloaded_it_can_be_adapted_again() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"method": "loha"}, r"method must be one of \('lora', 'dora'\), got 'loha'"),
+    ({"method": "vera"}, r"method must be one of .*'lora', 'dora'.*, got 'vera'"),
     ({"r": 0}, "conv: r must be a positive integer, got 0; try r=8"),
     ({"r": -1}, "conv: r must be a positive integer, got -1; try r=8"),
     ({"r": True}, "conv: r must be a positive integer, got True; try r=8"),

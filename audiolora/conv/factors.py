@@ -14,6 +14,10 @@ PEFT's DoRA, by their default axis, would take its input channels.)
 DoRA (Liu et al., arXiv 2402.09353), with m (C_out,) and the norm over each output channel's kernel:
 
     W' = c · V,   V = W + ΔW,   c = m / ‖V‖         ‖V‖ is a constant in backward (section 4.3 of the paper)
+
+AdaLoRA (Zhang et al., arXiv 2303.10512), with the singular values λ (r,) that its budget sets to zero one by one:
+
+    ΔW = s · (P · diag(λ) · Q).reshape(C_out, C_in/g, k),        P (C_out, r), Q (r, C_in/g · k)
 """
 
 from collections.abc import Sequence
@@ -39,6 +43,32 @@ class LowRank:
     B: torch.Tensor
     scaling: float | torch.Tensor
     transposed_groups: int | None = None
+
+
+def svd_term(
+    P: torch.Tensor,
+    values: torch.Tensor,
+    Q: torch.Tensor,
+    scaling: float,
+    kernel_shape: Sequence[int],
+    transposed_groups: int | None = None,
+) -> LowRank:
+    """AdaLoRA's s·P·diag(λ)·Q as a low-rank term: A = diag(λ)·Q in the kernel's shape, B = P.
+
+    Args:
+        P: (C_out, r), the left singular vectors.
+        values: λ, r elements in any shape.
+        Q: (r, C_in/g · k), the right singular vectors.
+        scaling: s.
+        kernel_shape: (C_out, C_in/g, k), or (out, in) for a Linear's weight.
+        transposed_groups: as in `LowRank`.
+
+    Example:
+        >>> svd_term(torch.ones(4, 2), torch.zeros(2), torch.ones(2, 15), 0.5, (4, 3, 5)).A.shape
+        torch.Size([2, 3, 5])
+    """
+    A = (Q * values.view(-1, 1)).view(Q.shape[0], *kernel_shape[1:])
+    return LowRank(A, P, scaling, transposed_groups)
 
 
 def combined(terms: Sequence[LowRank]) -> LowRank:

@@ -22,11 +22,10 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from audiolora.conv.batched import Adapter
-from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined
-from audiolora.conv.weight import FactoredWeight
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.interchange import mark
+from audiolora.layers.low_rank import LowRankLayer
 
 SUPPORTED_INITS = (True, False, "gaussian")
 
@@ -39,7 +38,7 @@ class Magnitude(nn.Module):
         self.weight = nn.Parameter(m.detach().view(1, -1, 1).clone())
 
 
-class LoraConv1d(WeightSpaceLayer, LoraLayer):
+class LoraConv1d(LowRankLayer, LoraLayer):
     """A convolution with LoRA or DoRA as a map on its weight.
 
     Args:
@@ -120,19 +119,14 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
         return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
 
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """W' - W (C_out, C_in/g, k) of this adapter alone; PEFT's name."""
-        W = self.base_tensor("weight")
-        return adapted_weight(W, self.term(adapter), self._magnitude(adapter)) - W
-
-    def _magnitude(self, adapter: str) -> torch.Tensor | None:
+    def magnitude_of(self, adapter: str) -> torch.Tensor | None:
         return self.lora_magnitude_vector[adapter].weight if self.use_dora[adapter] else None
 
     def has_adapter(self, name: str) -> bool:
         return name in self.scaling
 
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
-        magnitude = self._magnitude(adapter)
+        magnitude = self.magnitude_of(adapter)
         factors = [self.lora_A[adapter].weight, self.lora_B[adapter].weight]
         return factors if magnitude is None else [*factors, magnitude]
 
@@ -143,54 +137,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         if self._dropout_p(adapter):
             return None
         bias = self.lora_B[adapter].bias * self.scaling[adapter] if self.lora_bias[adapter] else None
-        return Adapter(self.term(adapter), self._magnitude(adapter), bias)
-
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
-        """W' with these adapters, one map after the other; factored where it is being trained."""
-        if len(adapters) > 1 and any(self._dropout_p(name) for name in adapters):
-            name = next(name for name in adapters if self._dropout_p(name))
-            raise ValueError(
-                f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one; "
-                f"active now: {adapters}"
-            )
-        # Several LoRA terms add up to one; of DoRA's maps the second takes the first's result.
-        one_map = len(adapters) == 1 or not any(self.use_dora[name] for name in adapters)
-        if one_map and self._worth_factoring(weight, adapters):
-            term = combined([self.term(name) for name in adapters])
-            return FactoredWeight.make(weight, term, self._magnitude(adapters[0]), self._dropout_p(adapters[0]))
-        return self.merged_weight(weight, adapters)
-
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
-        """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
-        for name in adapters:
-            weight = adapted_weight(weight, self.term(name), self._magnitude(name))
-        return weight
-
-    def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
-        """Under a gradient for the factors with the base frozen; export, tracing and torch.func want plain operators.
-
-        Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
-        while PEFT reads the weight's device.
-
-        Raises:
-            ValueError: dropout under torch.export or torch.jit.trace.
-        """
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            if self._dropout_p(adapters[0]):
-                raise ValueError(
-                    f"lora_dropout={self._dropout_p(adapters[0])} on adapter {adapters[0]!r} has no form for "
-                    "torch.export or torch.jit.trace in training mode; call eval() first"
-                )
-            return False
-        factors = [factor for name in adapters for factor in self.factors_of(name)]
-        if self._dropout_p(adapters[0]) or any(factor.is_meta != weight.is_meta for factor in factors):
-            return True
-        trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-        return trained and not weight.requires_grad and not _in_function_transform()
-
-    def _dropout_p(self, name: str) -> float:
-        dropout = self.lora_dropout[name]
-        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return Adapter(self.term(adapter), self.magnitude_of(adapter), bias)
 
     def adapt_bias(self, bias: torch.Tensor, adapters: list[str]) -> torch.Tensor:
         """b + Σ s·b_B over the adapters that have ``lora_bias``."""
@@ -201,11 +148,6 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def __repr__(self) -> str:
         return "audiolora." + super().__repr__()
-
-
-def _in_function_transform() -> bool:
-    """Inside ``torch.func``'s grad, vmap and so on, which the fused operator has no rules for."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:
