@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from audiolora import geometric
     from audiolora.adalora_callback import AdaLoraCallback
     from audiolora.adapting import adapt, lora_config
     from audiolora.allocation import orthogonality_penalty
@@ -37,6 +38,8 @@ _HOMES = {
     "orthogonality_penalty": "audiolora.allocation",
 }
 
+_MODULES = ("geometric",)
+
 __version__ = "0.1.0"
 __all__ = [
     "AdaLoraCallback",
@@ -47,6 +50,7 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "geometric",
     "hold_statistics",
     "inspect",
     "lora_config",
@@ -55,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"audiolora.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'audiolora' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -24,11 +24,13 @@ from audiolora.allocation import WeightSpaceAdaLoraModel, validate_adapter_state
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
 
 _peft_dispatch_default = lora_model.dispatch_default
 _peft_inject_adapter = BaseTuner.inject_adapter
+_peft_merge_adapter = BaseTuner.merge_adapter
 _peft_unload_and_optionally_merge = BaseTuner._unload_and_optionally_merge
 
 
@@ -38,6 +40,8 @@ def _dispatch(
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target  # type: ignore[operator]
     if parameter_name is None and isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
         return LoraConv1d(target, adapter_name, config=config, **kwargs)
+    if parameter_name is None and is_computed_linear(base):
+        return LoraLinear(target, adapter_name, config=config, **kwargs)
     name = kwargs.get("target_name", "")
     if ".parametrizations." in name:
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
@@ -60,8 +64,15 @@ def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args:
     watch_participation(model, adapter_name)
 
 
-def _unload_and_optionally_merge(self: BaseTuner, *args: Any, **kwargs: Any) -> nn.Module:
-    unloaded = _peft_unload_and_optionally_merge(self, *args, **kwargs)
+def _merge_adapter(self: BaseTuner, *args: Any, **kwargs: Any) -> None:
+    all_or_nothing.refuse_lost_merges(self.model)
+    _peft_merge_adapter(self, *args, **kwargs)
+
+
+def _unload_and_optionally_merge(self: BaseTuner, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    if merge:
+        all_or_nothing.refuse_lost_merges(self.model)
+    unloaded = _peft_unload_and_optionally_merge(self, merge, *args, **kwargs)
     stop_watching(unloaded)
     return unloaded
 
@@ -72,6 +83,7 @@ _REBOUND: list[tuple[Any, str, Any]] = [
     (lora_model, "dispatch_default", _dispatch),
     (LoraModel, "inject_adapter", all_or_nothing.inject_adapter),
     (BaseTuner, "inject_adapter", _inject_adapter),
+    (BaseTuner, "merge_adapter", _merge_adapter),
     (BaseTuner, "_unload_and_optionally_merge", _unload_and_optionally_merge),
     (PeftModel, "load_adapter", all_or_nothing.load_adapter),
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),

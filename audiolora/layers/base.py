@@ -119,7 +119,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         if self.is_mapped(name):
             return
-        _own_class(base)
+        own_class(base)
         parameter = base._parameters.get(name)
         parametrize.register_parametrization(base, name, WeightMap(self, name), unsafe=True)
         if parameter is not None:
@@ -131,7 +131,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         if not self.is_mapped(name):
             return
-        _own_class(base)
+        own_class(base)
         chain = parametrizations_of(base, name)
         if len(chain) == 1:
             parameter = chain._parameters["original"]
@@ -325,7 +325,7 @@ class _Parametrizations(nn.Module):
         self._modules = chains._modules
 
 
-def _own_class(base: nn.Module) -> None:
+def own_class(base: nn.Module) -> None:
     """Give a parametrized module a class that it shares with no deep copy of it.
 
     torch puts the tensors' properties on a class made for the module, and ``copy.deepcopy`` keeps that class: adding or

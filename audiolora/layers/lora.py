@@ -31,11 +31,11 @@ SUPPORTED_INITS = (True, False, "gaussian")
 
 
 class Magnitude(nn.Module):
-    """DoRA's m, under the name and in the shape (1, C_out, 1) that PEFT's files have it."""
+    """DoRA's m, under the name and in the shape that PEFT's files have it: (1, C_out, 1), or (out,) if linear."""
 
-    def __init__(self, m: torch.Tensor) -> None:
+    def __init__(self, m: torch.Tensor, shape: tuple[int, ...] = (1, -1, 1)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(m.detach().view(1, -1, 1).clone())
+        self.weight = nn.Parameter(m.detach().view(shape).clone())
 
 
 class LoraConv1d(LowRankLayer, LoraLayer):
@@ -52,6 +52,8 @@ class LoraConv1d(LowRankLayer, LoraLayer):
         ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
+    magnitude_shape: tuple[int, ...] = (1, -1, 1)
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -66,8 +68,7 @@ class LoraConv1d(LowRankLayer, LoraLayer):
             # PEFT does not know transposed convolutions' sizes; it does after the next line.
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             LoraLayer.__init__(self, base_layer)
-        channels = channels_of(self.get_base_layer())
-        self.in_features, self.out_features = channels.in_channels, channels.out_channels
+        self.in_features, self.out_features = self._sizes()
         self._active_adapter = adapter_name
         self.path = kwargs.get("target_name") or type(base_layer).__name__
         try:
@@ -88,20 +89,28 @@ class LoraConv1d(LowRankLayer, LoraLayer):
         mark(config, self.path, self.get_base_layer())
 
     def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
-        base = self.get_base_layer()
-        channels, kernel = channels_of(base), base.weight.shape[2]
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        # Holders of the factors: never called, but named, typed and drawn as in PEFT.
-        self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, r, kernel, bias=False)
-        self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
+        self.lora_A[adapter_name], self.lora_B[adapter_name] = self._factors(r, config.lora_bias)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         if config.use_dora:
-            self.lora_magnitude_vector[adapter_name] = Magnitude(self._start_magnitude(adapter_name))
+            self.lora_magnitude_vector[adapter_name] = Magnitude(
+                self._start_magnitude(adapter_name), self.magnitude_shape
+            )
+
+    def _sizes(self) -> tuple[int, int]:
+        channels = channels_of(self.get_base_layer())
+        return channels.in_channels, channels.out_channels
+
+    def _factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+        """Holders of A and B: never called, but named, typed and drawn as in PEFT."""
+        channels = channels_of(self.get_base_layer())
+        A = nn.Conv1d(channels.in_per_group, r, channels.kernel_size, bias=False)
+        return A, nn.Conv1d(r, channels.out_channels, 1, bias=bias)
 
     def _start_magnitude(self, adapter_name: str) -> torch.Tensor:
         """‖W + ΔW‖ (C_out,), so that c = 1 and the adapted layer starts as the base; empty on ``meta``."""
