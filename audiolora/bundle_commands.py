@@ -15,7 +15,7 @@ _EXIT_WRONG = 2
 def export(
     *runs: Path,
     out: Path,
-    network: str,
+    network: str | None = None,
     base: Path | None = None,
     form: Literal["wsum", "fact", "merged"] = "wsum",
     sign: Path | None = None,
@@ -32,9 +32,11 @@ def export(
     The bundle is run by ONNX Runtime and compared with torch; where they differ, nothing is left.
 
     Args:
-        runs: folders of adapters (PEFT's, or what Forecaster.save wrote); a folder's name is the adapter's id.
+        runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
+            uses one; or folders of adapters (PEFT's, or what Forecaster.save wrote), whose names are the adapters' ids.
         out: the bundle's folder.
-        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too.
+        network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
+            knows its own.
         base: the base's weights, from Forecaster.save, if the function does not load them.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
             few steps), or nothing (merged: one adapter, fixed).

@@ -30,7 +30,7 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 app = App(
     name="audiolora",
-    help="Low-rank adapters inside the 1-D convolutions of audio models.",
+    help="Low-rank adapters inside the 1-D convolutions of audio and time-series models.",
     help_format="markdown",
     help_epilogue=EPILOGUE,
 )

@@ -200,7 +200,7 @@ def sizes(bundles: dict[str, Path], name: str) -> list[Row]:
     folder = bundles["wsum"] / "adapters" / "user0"
     tensors = read_tensors((folder / "adapter.safetensors").read_bytes(), "adapter")
     own = sum(value.nbytes for value in tensors.values())
-    for file in ("adapter.safetensors", "adapter.onnx_adapter"):
+    for file in ("adapter.safetensors", "base.onnx_adapter"):
         size = (folder / file).stat().st_size
         rows += [Row(file, name, size / 1e3, "KB"), Row(f"{file} ÷ its parameters", name, size / own, "×", 1.1)]
     return rows

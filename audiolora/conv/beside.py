@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from audiolora.conv.factors import inverse_norms
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_both_gradients, lowrank_project
-from audiolora.conv.native import convolve, eager_cpu, input_gradient, rows_against, rows_times
+from audiolora.conv.native import convolve, eager_cpu, input_gradient, rows_against, rows_times, without_autocast
 
 
 def holds_less(x: torch.Tensor, W: torch.Tensor, r: int, geometry: ConvGeometry, dora: bool = False) -> bool:
@@ -71,19 +71,21 @@ class BesideLowRankConv1d(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, W, A, B, z, *dora = ctx.saved_tensors
         need_x, _, need_bias, need_A, need_B, need_m, *_ = ctx.needs_input_grad
-        dx = dA = dB = dm = None
+        dx = dbias = dA = dB = dm = None
         dy = dy.contiguous()  # y.sum() gives an expanded one
-        dbias = dy.sum((0, 2)) if need_bias else None
-        if dora:
-            magnitude, c, inverse, product = dora
-            if need_m:
-                dm = ((dy * product).sum((0, 2)) * inverse).to(magnitude.dtype).view_as(magnitude)
-            dy = dy * c[:, None]
-        if need_B:
-            dB = (rows_against(z, dy).mT * ctx.scaling).to(B.dtype)
-        if need_x:
-            dx = input_gradient(x, W, dy, ctx.geometry)
-        if need_A or need_x:
-            dz = rows_times(B.to(x.dtype).mT * ctx.scaling, dy)
-            dA = lowrank_both_gradients(x, dz, A.to(x.dtype), ctx.geometry, dx).to(A.dtype)
+        with without_autocast(dy):
+            if need_bias:
+                dbias = dy.sum((0, 2))
+            if dora:
+                magnitude, c, inverse, product = dora
+                if need_m:
+                    dm = ((dy * product).sum((0, 2)) * inverse).to(magnitude.dtype).view_as(magnitude)
+                dy = dy * c[:, None]
+            if need_B:
+                dB = (rows_against(z, dy).mT * ctx.scaling).to(B.dtype)
+            if need_x:
+                dx = input_gradient(x, W, dy, ctx.geometry)
+            if need_A or need_x:
+                dz = rows_times(B.to(x.dtype).mT * ctx.scaling, dy)
+                dA = lowrank_both_gradients(x, dz, A.to(x.dtype), ctx.geometry, dx).to(A.dtype)
         return dx, None, dbias, dA if need_A else None, dB, dm, None, None

@@ -23,6 +23,7 @@ from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import laid_end_to_end, lowrank_grad_A, lowrank_project
 from audiolora.conv.native import (
     convolve,
+    convolve_plainly,
     input_gradient,
     leaves_gradients_to_torch,
     rows_against,
@@ -211,7 +212,7 @@ def fused_conv1d(
         raise ValueError("the base weight requires a gradient, which the fused operator does not give; freeze it")
     path = gradient_path(W.shape, term.B.shape[1], geometry)
     if path is Path.DENSE and leaves_gradients_to_torch(x, W, geometry):  # the same sums, without Python in backward
-        return convolve(x, adapted_weight(W, term, magnitude).to(x.dtype), bias, geometry)
+        return convolve_plainly(x, adapted_weight(W, term, magnitude).to(x.dtype), bias, geometry)
     if path is Path.LOW_RANK and holds_less(x, W, term.B.shape[1], geometry, magnitude is not None):
         return BesideLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry)
     return FusedLowRankConv1d.apply(x, W, bias, term.A, term.B, magnitude, term.scaling, geometry, path)

@@ -9,7 +9,8 @@ No torch. Needs the extra: ``pip install "audiolora[edge]"`` (on a device: onnxr
 package with ``--no-deps``).
 """
 
-from audiolora.edge.session import Bound, Session
+from audiolora.edge.network import Network
+from audiolora.edge.session import Session
 from audiolora.export.errors import BundleError
 
-__all__ = ["Bound", "BundleError", "Session"]
+__all__ = ["BundleError", "Network", "Session"]

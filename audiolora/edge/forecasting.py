@@ -6,18 +6,26 @@ z = (v - location) / scale by window and channel, in float64, kept as float32; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from audiolora.export.manifests import ForecastSettings
+from audiolora.edge.calendar import CALENDAR, calendar
+from audiolora.export.forecast_settings import ForecastSettings
 
 History = np.ndarray | Mapping[str, np.ndarray]
 """y, or values by column."""
 
 
 def forecast_from(
-    settings: ForecastSettings, history: History, device: str | None, run: Callable[[np.ndarray], Any]
+    settings: ForecastSettings,
+    history: History,
+    device: str | None,
+    run: Callable[[np.ndarray], Any],
+    *,
+    ends: datetime | str | None = None,
+    time_zone: str | None = None,
 ) -> np.ndarray:
     """The forecast in y's unit; see `Session.forecast`.
 
@@ -26,7 +34,10 @@ def forecast_from(
         history: as there.
         device: as there.
         run: the network, x (N, C, lookback) float32 → (N, horizon) or (N, horizon, Q).
+        ends, time_zone: as there.
     """
+    if ends is not None:
+        history = with_calendar(settings, history, ends, time_zone)
     x, one = window(settings, history)
     location, scale = statistics(settings, x, device)
     z = ((x - location[:, :, None]) / scale[:, :, None]).astype(np.float32)
@@ -35,6 +46,32 @@ def forecast_from(
     of_y = (-1, *[1] * (y.ndim - 1))
     found: np.ndarray = y * scale[:, 0].reshape(of_y) + location[:, 0].reshape(of_y)
     return found[0] if one else found
+
+
+def with_calendar(
+    settings: ForecastSettings, history: History, ends: datetime | str, time_zone: str | None
+) -> dict[str, np.ndarray]:
+    """The history with those columns of the calendar that the network reads.
+
+    Raises:
+        ValueError: it reads none, no time zone is known, or its step has no fixed length.
+    """
+    columns = dict(history) if isinstance(history, Mapping) else {"y": history}
+    missing = [name for name in CALENDAR if name in settings.known and name not in columns]
+    zone = time_zone or settings.time_zone
+    if not missing or zone is None or settings.step_s is None:
+        why = (
+            "this forecaster reads no calendar that is not there already; leave ends out"
+            if not missing
+            else "the bundle does not say by which zone the devices live; name it (time_zone='Europe/Paris')"
+            if zone is None
+            else f"a step of {settings.freq} has no fixed length; give the columns {', '.join(missing)} themselves"
+        )
+        raise ValueError(f"ends={ends!r}: {why}")
+    y = np.asarray(columns["y"]) if "y" in columns else np.empty(0)
+    found = calendar(ends, y.shape[-1], settings.horizon, settings.step_s, zone)
+    whole = (*y.shape[:-1], y.shape[-1] + settings.horizon)
+    return columns | {name: np.broadcast_to(found[name], whole) for name in missing}
 
 
 def window(settings: ForecastSettings, history: History) -> tuple[np.ndarray, bool]:

@@ -22,12 +22,13 @@ _FLOAT = 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def with_constants(model: bytes, tensors: Mapping[str, np.ndarray]) -> bytes:
+def with_constants(model: bytes, tensors: Mapping[str, np.ndarray], file: str = "base.onnx") -> bytes:
     """The model with these inputs, and their defaults, replaced by constants.
 
     Args:
         model: an ``.onnx`` file.
         tensors: float32, by the names of inputs.
+        file: its name, for messages.
 
     Raises:
         BundleError: no model, or one without an input of such a name.
@@ -46,7 +47,7 @@ def with_constants(model: bytes, tensors: Mapping[str, np.ndarray]) -> bytes:
             raise ValueError(f"it has no input {', '.join(missing)}")
         return b"".join(parts)
     except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise BundleError(f"base.onnx: an adapter cannot be fixed in it: {error}") from None
+        raise BundleError(f"{file}: an adapter cannot be fixed in it: {error}") from None
 
 
 def _graph(graph: memoryview, tensors: Mapping[str, np.ndarray], found: set[str]) -> bytes:

@@ -33,12 +33,13 @@ def onnxruntime() -> Any:
     return module
 
 
-def inference_session(model: bytes, runtime: str, threads: int, providers: tuple[str, ...]) -> Any:
+def inference_session(model: bytes, runtime: str, *, file: str, threads: int, providers: tuple[str, ...]) -> Any:
     """An ``onnxruntime.InferenceSession``.
 
     Args:
         model: a whole ``.onnx`` file.
         runtime: the smallest version that will do.
+        file: the model's name, for messages.
         threads: for one operator; 0 leaves it to ONNX Runtime.
         providers: ONNX Runtime's execution providers.
 
@@ -47,7 +48,7 @@ def inference_session(model: bytes, runtime: str, threads: int, providers: tuple
     """
     ort = onnxruntime()
     if smaller_version(ort.__version__, runtime):
-        raise BundleError(f"base.onnx wants ONNX Runtime {runtime}, and this is {ort.__version__}; upgrade onnxruntime")
+        raise BundleError(f"{file} wants ONNX Runtime {runtime}, and this is {ort.__version__}; upgrade onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # it keeps a plan for each length, batch and rank that it meets
@@ -56,7 +57,7 @@ def inference_session(model: bytes, runtime: str, threads: int, providers: tuple
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:
-        raise BundleError(f"base.onnx: ONNX Runtime refuses it: {error}") from error
+        raise BundleError(f"{file}: ONNX Runtime refuses it: {error}") from error
 
 
 @dataclass(frozen=True)

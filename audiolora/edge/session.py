@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audiolora.edge.forecasting import History, forecast_from
+from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
-from audiolora.edge.runtime import Active, activated, inference_session
-from audiolora.export.bundle import adapter_folder, adapter_folders, read_adapter, read_base
+from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
+from audiolora.edge.runtime import activated, inference_session
+from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
-from audiolora.export.manifests import AdapterManifest, BaseManifest, ForecastSettings, TensorSpec
+from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
-
-Inputs = np.ndarray | Mapping[str, np.ndarray]
-"""The one input of a graph, or its inputs by name."""
-
-Outputs = np.ndarray | tuple[np.ndarray, ...]
-"""The one output of a graph, or its outputs in order."""
-
-_SELFTEST = "selftest.safetensors"
-
-TOLERANCE = 1e-5
-"""How far an output may be from torch's: times the largest output, or 1."""
 
 
 class Session:
@@ -65,10 +56,14 @@ class Session:
         self._trust: dict[str, Any] = {"key": key, "check_signature": check_signature}
         base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
-        self._session = inference_session(base.files["base.onnx"], base.manifest.runtime, **self._how)
-        _check_graph(self._session, base.manifest)
-        # The graph itself is in the runtime now, and is let go here.
-        self._base = replace(base, files={_SELFTEST: base.files[_SELFTEST]})
+        sessions = _sessions(base, {}, **self._how)
+        for name, graph in base.manifest.graphs.items():
+            check_graph(sessions[name], graph, base.manifest.graph_file(name))
+        # The graphs themselves are in the runtime now, and are let go here.
+        graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
+        self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
+        self._plain = Network(base.manifest, sessions, {}, base.manifest.task)
+        self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
 
     @property
@@ -99,8 +94,13 @@ class Session:
         read = read_adapter(path, self._base, **self._trust)
         if read.manifest.id != adapter:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
-        active = activated(read.tensors)
-        self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, active)
+        active = {
+            name: activated(_of_graph(read.tensors, graph))
+            for name, graph in self.manifest.graphs.items()
+            if graph.slots
+        }
+        network = Network(self.manifest, self._sessions, active, read.manifest.task or self.manifest.task)
+        self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
         """Let an adapter go.
@@ -111,12 +111,13 @@ class Session:
         self._entry(adapter)
         del self._adapters[adapter]
 
-    def run(self, x: Inputs, adapter: str | None = None) -> Outputs:
+    def run(self, x: Inputs, adapter: str | None = None, *, graph: str | None = None) -> Outputs:
         """The network on x, with an adapter that is loaded or with none.
 
         Args:
             x: the input, or inputs by name; types and shapes as the manifest has them.
             adapter: its id; None runs the base.
+            graph: which one, where the bundle has several.
 
         Returns:
             The output, or a tuple of several.
@@ -124,10 +125,17 @@ class Session:
         Raises:
             ValueError: an adapter that is not loaded, or inputs of another name, type or shape.
         """
-        active = None if adapter is None else self._entry(adapter).active
-        return _run(self._session, self.manifest, x, active)
+        return self.network(adapter).run(x, graph)
 
-    def bind(self, adapter: str | None = None) -> Bound:
+    def network(self, adapter: str | None = None) -> Network:
+        """What runs with an adapter that is loaded, or with none: the session's own graphs, nothing is copied.
+
+        Raises:
+            ValueError: it is not loaded.
+        """
+        return self._plain if adapter is None else self._entry(adapter).network
+
+    def bind(self, adapter: str | None = None) -> Network:
         """A session of its own with this adapter (None: the base) fixed in the weights: the fastest way to run one.
 
         It costs the time and the memory of a session; see docs/edge.md. What is loaded later does not change it. The
@@ -139,19 +147,23 @@ class Session:
         """
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
-        settings = self.manifest.forecast
-        if adapter is None:
-            sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in self.manifest.slots}
-            tensors: Mapping[str, np.ndarray] = {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
-        else:
+        read: Adapter | None = None
+        if adapter is not None:
             loaded = self._entry(adapter)
             read = read_adapter(loaded.folder, base, **self._trust)
             _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
-            tensors, settings = read.tensors, read.manifest.forecast or settings
-        model = with_constants(base.files["base.onnx"], tensors)
-        return Bound(inference_session(model, self.manifest.runtime, **self._how), self.manifest, settings)
+        tensors = _zeros(self.manifest) if read is None else read.tensors
+        return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
 
-    def forecast(self, history: History, adapter: str | None = None, *, device: str | None = None) -> np.ndarray:
+    def forecast(
+        self,
+        history: History,
+        adapter: str | None = None,
+        *,
+        device: str | None = None,
+        ends: datetime | str | None = None,
+        time_zone: str | None = None,
+    ) -> np.ndarray:
         """History in, forecast out, in the unit of y.
 
         Args:
@@ -160,6 +172,9 @@ class Session:
                 in front for N series at once.
             adapter: as in `run`; its scaler instead of the base's, if it has one.
             device: whose scaling a scaler by device is to use; None where it knows one device alone.
+            ends: when the last value was measured (UTC, if it has no zone): the columns of the calendar that the
+                network reads are then filled in.
+            time_zone: instead of the bundle's.
 
         Returns:
             (horizon,), or (horizon, Q) with quantiles, ascending; float64; (N, …) for N series.
@@ -167,8 +182,7 @@ class Session:
         Raises:
             ValueError: no forecaster's bundle, or a history that is too short, not finite or of other columns.
         """
-        own = None if adapter is None else self._entry(adapter).manifest.forecast
-        return _forecast(own or self.manifest.forecast, history, device, lambda x: self.run(x, adapter))
+        return self.network(adapter).forecast(history, device=device, ends=ends, time_zone=time_zone)
 
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.
@@ -180,20 +194,17 @@ class Session:
             The largest difference, as a share of the largest output (of 1, if that is smaller).
 
         Raises:
-            BundleError: it is above `TOLERANCE`.
+            BundleError: it is above the manifest's tolerance.
         """
-        stored = read_tensors(self._base.files[_SELFTEST], "base/selftest.safetensors")
-        inputs = {spec.name: _stored(stored, f"input.{spec.name}") for spec in self.manifest.inputs}
-        if adapter is not None:
-            stored = read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
-        found = self.run(inputs, adapter)
-        outputs = found if isinstance(found, tuple) else (found,)
-        worst = 0.0
-        for spec, y in zip(self.manifest.outputs, outputs, strict=True):
-            worst = max(worst, difference(y, _stored(stored, f"output.{spec.name}")))
-        if not worst <= TOLERANCE:
-            raise BundleError(f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
-                              f"{TOLERANCE:.0e} is allowed; another version of onnxruntime may do better")  # fmt: skip
+        stored = read_tensors(self._base.files[SELFTEST], "base/selftest.safetensors")
+        wanted = stored if adapter is None else read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
+        network = self.network(adapter)
+        worst = max(_tested(network, name, stored, wanted) for name in self.manifest.graphs)
+        if not worst <= self.manifest.tolerance:
+            raise BundleError(
+                f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
+                f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
+            )
         return worst
 
     def _entry(self, adapter: str) -> Loaded:
@@ -213,56 +224,46 @@ class Loaded:
     manifest: AdapterManifest
     sha256: str
     selftest: bytes
-    active: Active
+    network: Network
 
 
-class Bound:
-    """One adapter, or the base, fixed in a session of its own: from `Session.bind`."""
-
-    def __init__(self, session: Any, manifest: BaseManifest, forecast: ForecastSettings | None) -> None:
-        self._session, self._manifest, self._settings = session, manifest, forecast
-
-    def run(self, x: Inputs) -> Outputs:
-        """As `Session.run`."""
-        return _run(self._session, self._manifest, x, None)
-
-    def forecast(self, history: History, *, device: str | None = None) -> np.ndarray:
-        """As `Session.forecast`."""
-        return _forecast(self._settings, history, device, self.run)
+def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[str, Any]:
+    """ONNX Runtime's session of each graph, with these slots as constants."""
+    made = {}
+    for name, graph in base.manifest.graphs.items():
+        file = base.manifest.graph_file(name)
+        model = base.files[file]
+        model = with_constants(model, _of_graph(fixed, graph), file) if fixed else model
+        made[name] = inference_session(model, base.manifest.runtime, file=file, **how)
+    return made
 
 
-def difference(y: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest difference of two outputs, as a share of the larger of 1 and the largest of ``wanted``.
-
-    Infinite where shapes differ or something is not finite.
-    """
-    if y.shape != wanted.shape or not np.isfinite(y).all():
-        return float("inf")
-    if not y.size:
-        return 0.0
-    off = np.abs(y.astype(np.float64) - wanted.astype(np.float64)).max()
-    return float(off / max(1.0, np.abs(wanted).max()))
+def _of_graph(tensors: Mapping[str, np.ndarray], graph: GraphSpec) -> dict[str, np.ndarray]:
+    return {slot.name: tensors[slot.name] for slot in graph.slots}
 
 
-def _check_graph(session: Any, manifest: BaseManifest) -> None:
-    """The graph takes and gives what the manifest says; a slot that it has as a constant would run the base."""
-    pairs = (
-        ("inputs", session.get_inputs(), manifest.inputs),
-        ("outputs", session.get_outputs(), manifest.outputs),
-        ("slots", session.get_overridable_initializers(), manifest.slots),
+def _zeros(manifest: BaseManifest) -> dict[str, np.ndarray]:
+    """No adapter."""
+    sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in manifest.slots}
+    return {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
+
+
+def _tested(network: Network, graph: str, stored: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
+    """How far a graph is off on its stored inputs and states."""
+    spec = network.manifest.graphs[graph]
+    inputs = {value.name: _stored(stored, f"{graph}.input.{value.name}") for value in spec.inputs}
+    states = {state.input: _stored(stored, f"{graph}.input.{state.input}") for state in spec.states}
+    y, after = network.step(inputs, states, graph)
+    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
+    outputs = [*(y if isinstance(y, tuple) else (y,)), *after.values()]
+    return max(
+        difference(value, _stored(wanted, f"{graph}.output.{name}")) for name, value in zip(names, outputs, strict=True)
     )
-    for kind, found, specs in pairs:
-        names, wanted = sorted(value.name for value in found), sorted(spec.name for spec in specs)
-        if names != wanted:
-            odd = ", ".join(sorted(set(names) ^ set(wanted))[:8])
-            raise BundleError(f"base.onnx: its {kind} are not those of the manifest: {odd}; export it again")
-    if [value.name for value in session.get_outputs()] != [spec.name for spec in manifest.outputs]:
-        raise BundleError("base.onnx: its outputs are in another order than the manifest's; export it again")
 
 
 def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name not in tensors:
-        raise BundleError(f"{_SELFTEST}: {name} is not in it; export the bundle again")
+        raise BundleError(f"{SELFTEST}: {name} is not in it; export the bundle again")
     return tensors[name]
 
 
@@ -271,31 +272,3 @@ def _check_unchanged(where: str, found: str, loaded: str) -> None:
         raise BundleError(
             f"{where}: not what was loaded (manifest {loaded[:12]}, now {found[:12]}); load it again first"
         )
-
-
-def _run(session: Any, manifest: BaseManifest, x: Inputs, active: Active | None) -> Outputs:
-    given = x if isinstance(x, Mapping) else {manifest.inputs[0].name: x}
-    names = {spec.name for spec in manifest.inputs}
-    if given.keys() != names:
-        raise ValueError(f"the inputs are {', '.join(sorted(names))}, got {', '.join(sorted(given)) or 'none'}")
-    sizes: dict[str, int] = {}
-    for spec in manifest.inputs:
-        _check_input(spec, given[spec.name], sizes)
-    outputs = session.run(None, dict(given), None if active is None else active.options)
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _check_input(spec: TensorSpec, value: Any, sizes: dict[str, int]) -> None:
-    kind = f"{spec.name} must be {spec.dtype} ({', '.join(map(str, spec.shape))})"
-    if not isinstance(value, np.ndarray) or value.dtype.name != spec.dtype or value.ndim != len(spec.shape):
-        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"{kind}, got {got}")
-    for size, rule in zip(value.shape, spec.shape, strict=True):
-        if size != (sizes.setdefault(rule, size) if isinstance(rule, str) else rule):
-            raise ValueError(f"{kind}, got {value.shape}; sizes of one name must be equal")
-
-
-def _forecast(settings: ForecastSettings | None, history: History, device: str | None, run: Any) -> np.ndarray:
-    if settings is None:
-        raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
-    return forecast_from(settings, history, device, run)

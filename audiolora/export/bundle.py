@@ -1,7 +1,7 @@
 """A bundle on disk: written whole or not at all, and read with everything refused that is not as it was written.
 
     base/         base.onnx | … | selftest.safetensors | manifest.json | manifest.sha256 | manifest.sig
-    adapters/ID/  adapter.safetensors | adapter.onnx_adapter | selftest.safetensors | manifest.json | …
+    adapters/ID/  adapter.safetensors | base.onnx_adapter | selftest.safetensors | manifest.json | …
 
 Each file is opened once, its bytes are hashed, and those bytes are what is used: nothing is looked at twice. The
 manifest has the hash of every file, ``manifest.sha256`` has the manifest's, ``manifest.sig`` signs it, and an adapter's
@@ -24,12 +24,14 @@ import numpy as np
 
 from audiolora.export import signing
 from audiolora.export.errors import BundleError
+from audiolora.export.fields import check_id
 from audiolora.export.manifests import (
+    ADAPTER,
+    SELFTEST,
     AdapterManifest,
     BaseManifest,
     FileEntry,
     Manifest,
-    check_id,
     from_json,
     to_json,
 )
@@ -102,9 +104,16 @@ def read_adapter(
             f"{folder}: made for another base (manifest {manifest.base[:12]}, this one's is {base.sha256[:12]}); "
             "export it again over this base"
         )
-    tensors = read_tensors(files["adapter.safetensors"], f"{folder}/adapter.safetensors")
+    if set(files) != set(base.manifest.adapter_files()):
+        raise BundleError(
+            f"{folder}: it has {', '.join(sorted(files))}, and an adapter of this base has "
+            f"{', '.join(base.manifest.adapter_files())}; fetch it again"
+        )
+    if manifest.task is not None and type(manifest.task) is not type(base.manifest.task):
+        raise BundleError(f"{folder}: its task is {manifest.task.KIND!r}, and the base's is another; fetch it again")
+    tensors = read_tensors(files[ADAPTER], f"{folder}/{ADAPTER}")
     check_slots(base.manifest, manifest, tensors, str(folder))
-    return Adapter(manifest, digest, tensors, files["selftest.safetensors"])
+    return Adapter(manifest, digest, tensors, files[SELFTEST])
 
 
 def check_slots(base: BaseManifest, adapter: AdapterManifest, tensors: Mapping[str, np.ndarray], where: str) -> None:

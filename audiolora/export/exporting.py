@@ -19,18 +19,14 @@ from torch import nn
 from audiolora.export import onnx as graphs
 from audiolora.export.bundle import entries, read_base, write_folder
 from audiolora.export.checking import check_parity
-from audiolora.export.manifests import (
-    FORMS,
-    AdapterManifest,
-    BaseManifest,
-    ForecastSettings,
-    TensorSpec,
-    check_id,
-    forecast_settings,
-)
-from audiolora.export.prepared import Prepared
+from audiolora.export.fields import check_id
+from audiolora.export.forecast_settings import ForecastSettings
+from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
+from audiolora.export.parts import Dynamic, Part
+from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
+from audiolora.export.tasks import Task
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
@@ -57,8 +53,11 @@ def export(
     adapters: Sequence[str] | Mapping[str, str] | None = None,
     form: str = "wsum",
     id: str | None = None,
-    dynamic: graphs.Dynamic | None = None,
-    forecasts: Mapping[str, Mapping[str, Any]] | None = None,
+    dynamic: Dynamic | None = None,
+    parts: Sequence[Part] | None = None,
+    task: Task | None = None,
+    tasks: Mapping[str, Task] | None = None,
+    files: Mapping[str, bytes] | None = None,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -80,7 +79,10 @@ def export(
         id: the base's name; default the folder's.
         dynamic: the sizes that are free, ``{"x": {0: "batch", 2: "time"}}``; default the first axis ("batch") of each
             input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it.
-        forecasts: by PEFT's name, the `Forecaster.settings` of adapters whose scaler is their own.
+        parts: the graphs, where the network is not one graph of one example.
+        task: what the bundle is for, and its settings; a forecaster has its own.
+        tasks: by PEFT's name, of adapters whose settings are their own.
+        files: more files of the base that the task needs, by name.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -103,8 +105,6 @@ def export(
     """
     target = Path(folder)
     settings, network = _forecaster(model)
-    if example is None and settings is not None:
-        example = _windows(settings)
     ids = _ids(network, adapters, form)
     name = target.name if id is None else id
     check_id(name)
@@ -112,16 +112,20 @@ def export(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
-    work = Prepared.of(network, example, dynamic, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
+    if parts is None:
+        example = _windows(settings) if example is None and settings is not None else example
+        parts = [one_part(network, example, dynamic)]
+    elif example is not None or dynamic is not None:
+        raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
+    work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
     with _beside(target) as new:
-        says = {"id": name, "form": form, "max_rank": max_rank, "forecast": settings}
-        manifest, base_hash = _write_base(new, work, says, web=web, key=key)
-        own = {peft: forecast_settings(says) for peft, says in (forecasts or {}).items()}
+        says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
+        manifest, base_hash = _write_base(new, work, says, files or {}, web=web, key=key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
-            _write_adapter(written, work, peft, base_hash, manifest, own.get(peft), key)
-        found = check_parity(new, work.reference, shipped, work.trials(), base=work.merged)
+            _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
+        found = check_parity(new, work, shipped)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, target)
     return Exported(target, manifest, sizes, found)
@@ -134,7 +138,8 @@ def add_adapter(
     *,
     id: str | None = None,
     example: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
-    forecast: Mapping[str, Any] | None = None,
+    parts: Sequence[Part] | None = None,
+    task: Task | None = None,
     key: Key | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -146,7 +151,8 @@ def add_adapter(
         adapter: PEFT's name.
         id: its name in the bundle; default PEFT's name.
         example: an input to check parity on besides the bundle's own; None: that alone.
-        forecast: `Forecaster.settings`, if its scaler is its own; a `Forecaster` has them.
+        parts: as in `export`, if the base has several graphs.
+        task: its settings, if they are its own; a `Forecaster` has them.
         key: private key to sign with.
         overwrite: replace an adapter of this id.
 
@@ -167,40 +173,63 @@ def add_adapter(
         raise ValueError(f"{target}: there already; take another id, or replace it with overwrite=True")
     base = read_base(bundle, check_signature=False)
     settings, network = _forecaster(model)
-    own = settings if forecast is None else forecast_settings(forecast)
-    own = None if own == base.manifest.forecast else own
-    work = Prepared.over(network, base, adapter, example)
+    own = task or settings
+    own = None if own == base.manifest.task else own
+    work = Prepared.over(network, base, adapter, parts, example)
     with _beside(target) as new:
         written = new / bundle_id
         _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
-        check_parity(Path(bundle), work.reference, {bundle_id: adapter}, work.trials(), folders={bundle_id: written})
+        check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(written, target)
     return target
 
 
 def _write_base(
-    folder: Path, work: Prepared, says: Mapping[str, Any], *, web: bool, key: Key | None
+    folder: Path,
+    work: Prepared,
+    says: Mapping[str, Any],
+    more: Mapping[str, bytes],
+    *,
+    web: bool,
+    key: Key | None,
 ) -> tuple[BaseManifest, str]:
-    slots = slots_of(work.targets)
-    owner = graphs.WithSlots(work.plain, work.targets, says["form"]).eval()
-    proto = graphs.graph(owner, work.inputs, work.dynamic)
-    data, outputs = graphs.specs(proto, work.inputs)
-    wanted = work.reference(work.inputs, work.merged)
-    test = {f"input.{name}": tensor.numpy() for name, tensor in work.inputs.items()} | _outputs(outputs, wanted)
-    files = {"base.onnx": graphs.optional(proto, slots), "selftest.safetensors": write_tensors(test)}
-    if web:
-        files["base.web.onnx"] = graphs.required(proto)
+    protos, specs = _graphs(work, says["form"])
+    files = dict(more)
+    test: dict[str, np.ndarray] = {}
+    for part in work.parts:
+        proto, spec = protos[part.name], specs[part.name]
+        files[f"{part.name}.onnx"] = graphs.optional(proto, spec.slots)
+        if web:
+            files[f"{part.name}.web.onnx"] = graphs.required(proto)
+        test |= {f"{part.name}.input.{name}": tensor.numpy() for name, tensor in part.inputs.items()}
+        test |= _outputs(part, spec, work, work.merged)
+    files[SELFTEST] = write_tensors(test)
     manifest = BaseManifest(
         files=entries(files),
-        opset=graphs.opset(proto),
+        target="onnx",
+        opset=max(map(graphs.opset, protos.values())),
         runtime=RUNTIME,
-        inputs=tuple(data),
-        outputs=tuple(outputs),
-        slots=tuple(slots),
+        graphs=specs,
         **says,
     )
     return manifest, write_folder(folder / "base", manifest, files, key)
+
+
+def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphSpec]]:
+    """Each part's graph, with the slots that it uses; one that no graph uses stays in the first that holds it."""
+    protos, specs, idle = {}, {}, {}
+    for part in work.parts:
+        owner = graphs.WithSlots(part.made(work.plain), work.plain, work.targets, form).eval()
+        protos[part.name] = proto = graphs.graph(owner, part)
+        idle[part.name] = {slot.name for slot in owner.slots} - graphs.consumed(proto)
+    needed = {slot for name, proto in protos.items() for slot in graphs.consumed(proto) - idle[name]}
+    for part in work.parts:
+        surplus = idle[part.name] & needed
+        graphs.without_inputs(protos[part.name], surplus)
+        needed |= idle[part.name]
+        specs[part.name] = graphs.spec(protos[part.name], part, slots_of(work.targets))
+    return protos, specs
 
 
 def _write_adapter(
@@ -209,24 +238,26 @@ def _write_adapter(
     adapter: str,
     base: str,
     manifest: BaseManifest,
-    forecast: ForecastSettings | None,
+    task: Task | None,
     key: Key | None,
 ) -> None:
     from audiolora.edge.runtime import adapter_file
 
     tensors = filled(manifest.slots, work.folds[adapter])
-    wanted = work.reference(work.inputs, adapter)
-    files = {
-        "adapter.safetensors": write_tensors(tensors),
-        "adapter.onnx_adapter": adapter_file(tensors),
-        "selftest.safetensors": write_tensors(_outputs(manifest.outputs, wanted)),
-    }
+    test: dict[str, np.ndarray] = {}
+    for part in work.parts:
+        test |= _outputs(part, manifest.graphs[part.name], work, adapter)
+    files = {ADAPTER: write_tensors(tensors), SELFTEST: write_tensors(test)}
+    for name, graph in manifest.graphs.items():
+        files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
     rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
-    write_folder(folder, AdapterManifest(folder.name, base, rank, entries(files), forecast), files, key)
+    write_folder(folder, AdapterManifest(folder.name, base, rank, entries(files), task), files, key)
 
 
-def _outputs(specs: Sequence[TensorSpec], wanted: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"output.{spec.name}": y for spec, y in zip(specs, wanted, strict=True)}
+def _outputs(part: Part, spec: GraphSpec, work: Prepared, adapter: str | None) -> dict[str, np.ndarray]:
+    wanted = work.reference(part, part.inputs, adapter)
+    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
+    return {f"{part.name}.output.{name}": y for name, y in zip(names, wanted, strict=True)}
 
 
 def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None, form: str) -> dict[str, str]:
@@ -254,7 +285,9 @@ def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None,
 def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     module = sys.modules.get("audiolora.series.forecaster")  # whoever has a forecaster has imported it
     if module is not None and isinstance(model, module.Forecaster):
-        return forecast_settings(model.settings()), model.net
+        from audiolora.export.forecast_runs import forecaster_task
+
+        return forecaster_task(model.settings()), model.net
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model

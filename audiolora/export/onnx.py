@@ -16,7 +16,7 @@ import operator
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,22 +25,36 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from audiolora.export.manifests import TensorSpec
+from audiolora.export.manifests import GraphSpec, StateSpec, TensorSpec
+from audiolora.export.parts import Dynamic, Part
 from audiolora.export.slots import Target, slots_of
-
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Input → axis → the name of its free size."""
 
 _TRACED_RANK = 3
 
 
 class WithSlots(nn.Module):
-    """The plain network; its forward takes the data's inputs and then a list of the slots' tensors."""
+    """A part of the plain network; its forward takes the data's inputs and then a list of the slots' tensors.
 
-    def __init__(self, net: nn.Module, targets: Sequence[Target], form: str) -> None:
+    Args:
+        net: the view.
+        plain: the network that it is a view of.
+        targets: the tensors that have slots; those whose module the view does not hold are left out.
+        form: ``"wsum"``, ``"fact"``, or ``"merged"``.
+    """
+
+    def __init__(self, net: nn.Module, plain: nn.Module, targets: Sequence[Target], form: str) -> None:
         super().__init__()
-        self.net, self.targets, self.form = net, tuple(targets), form
-        self.names = [slot.name for slot in slots_of(targets)]
+        held = {id(module): path for path, module in net.named_modules()}
+        self.paths: dict[str, str] = {}
+        for target in targets:
+            owner, _, last = target.name.rpartition(".")
+            path = held.get(id(plain.get_submodule(owner)))
+            if path is not None:
+                self.paths[target.name] = f"{path}.{last}" if path else last
+        self.net, self.form = net, form
+        self.targets = tuple(target for target in targets if target.name in self.paths)
+        self.slots = [slot for slot in slots_of(targets) if slot.name.rpartition(".")[0] in self.paths]
+        self.names = [slot.name for slot in self.slots]
         self.beside: tuple[Target, ...] = ()
 
     def forward(self, *args: Any) -> Any:
@@ -48,7 +62,7 @@ class WithSlots(nn.Module):
         slots = dict(zip(self.names, values, strict=True))
         beside = {target.name for target in self.beside}
         replaced = {
-            target.name: target.applied(self.tensor(target), slots)
+            self.paths[target.name]: target.applied(self.tensor(target), slots)
             for target in self.targets
             if target.name not in beside
         }
@@ -58,7 +72,7 @@ class WithSlots(nn.Module):
 
     def tensor(self, target: Target) -> torch.Tensor:
         """The base's tensor; an attribute, since torch.export puts its own in the parameters' places."""
-        found: torch.Tensor = operator.attrgetter(target.name)(self.net)
+        found: torch.Tensor = operator.attrgetter(self.paths[target.name])(self.net)
         return found
 
     def choose_beside(self, inputs: Sequence[torch.Tensor], slots: Sequence[torch.Tensor]) -> None:
@@ -119,18 +133,17 @@ def _with_path(func: Any, call: dict[str, Any], target: Target, slots: Mapping[s
     return y if bias is None else y + (bias if linear else bias.unsqueeze(1))
 
 
-def graph(owner: WithSlots, inputs: Mapping[str, torch.Tensor], dynamic: Dynamic) -> Any:
+def graph(owner: WithSlots, part: Part) -> Any:
     """The ``onnx.ModelProto``, its slots without defaults.
 
     Args:
-        owner: the network, in evaluation mode.
-        inputs: an example by name; sizes of 1 that are free are traced at 2.
-        dynamic: which sizes are free.
+        owner: around the part's view of the plain network, in evaluation mode.
+        part: its example (sizes of 1 that are free are traced at 2), which sizes are free, the outputs' names.
 
     Raises:
         ValueError: torch cannot export the network with these sizes free; its own words follow.
     """
-    slots = slots_of(owner.targets)
+    slots, inputs, dynamic = owner.slots, part.inputs, part.dynamic
     example = [_traced(tensor, dynamic.get(name, {})) for name, tensor in inputs.items()]
     values = [torch.ones([_TRACED_RANK if isinstance(d, str) else d for d in slot.shape]) for slot in slots]
     if owner.form == "fact":
@@ -156,7 +169,7 @@ def graph(owner: WithSlots, inputs: Mapping[str, torch.Tensor], dynamic: Dynamic
     assert program is not None  # it is where no file is named
     proto = program.model_proto
     _name_sizes(proto, inputs, dynamic, slots)
-    _name_outputs(proto)
+    _name_outputs(proto, part)
     strip(proto)
     return proto
 
@@ -200,17 +213,44 @@ def strip(proto: Any) -> None:
                 graphs.extend(attribute.graphs)
 
 
-def specs(proto: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """The data's inputs and outputs, as the manifest has them."""
+def consumed(proto: Any) -> set[str]:
+    """The names that its nodes take, or that it gives: an input that is not among them changes nothing."""
+    names = {value.name for value in proto.graph.output}
+    graphs = [proto.graph]
+    for graph in graphs:
+        for node in graph.node:
+            names.update(node.input)
+            for attribute in node.attribute:
+                graphs.extend([attribute.g] if attribute.HasField("g") else [])
+                graphs.extend(attribute.graphs)
+    return names
+
+
+def without_inputs(proto: Any, names: set[str]) -> None:
+    """Take inputs out."""
+    kept = [value for value in proto.graph.input if value.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+
+
+def spec(proto: Any, part: Part, slots: Iterable[TensorSpec]) -> GraphSpec:
+    """What the graph takes and gives, as the manifest has it; the slots that it has no input for are left out."""
     from onnx import helper
 
-    def spec(value: Any) -> TensorSpec:
+    def tensor(value: Any) -> TensorSpec:
         kind = value.type.tensor_type
         shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
         return TensorSpec(value.name, shape, helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
 
-    data = [spec(value) for value in proto.graph.input if value.name in inputs]
-    return data, [spec(value) for value in proto.graph.output]
+    given = {value.name: tensor(value) for value in proto.graph.input}
+    states = tuple(StateSpec(name, after, given[name].shape, given[name].dtype) for name, after in part.states.items())
+    after = set(part.states.values())
+    return GraphSpec(
+        inputs=tuple(given[name] for name in part.inputs if name not in part.states),
+        outputs=tuple(tensor(value) for value in proto.graph.output if value.name not in after),
+        slots=tuple(slot for slot in slots if slot.name in given),
+        states=states,
+    )
 
 
 def opset(proto: Any) -> int:
@@ -240,15 +280,19 @@ def _name_sizes(proto: Any, inputs: Mapping[str, Any], dynamic: Dynamic, slots: 
                 size.dim_param = re.sub(r"\w+", lambda m: names.get(m.group(), m.group()), size.dim_param)
 
 
-def _name_outputs(proto: Any) -> None:
-    """``y``, or ``y0``, ``y1``, …"""
-    outputs = list(proto.graph.output)
-    names = {value.name: f"y{i}" if len(outputs) > 1 else "y" for i, value in enumerate(outputs)}
-    taken = {value.name for value in proto.graph.input} | {value.name for value in proto.graph.initializer}
-    taken |= {name for node in proto.graph.node for name in node.output} - names.keys()
-    if taken & set(names.values()) or len(names) < len(outputs):
-        return
-    for value in outputs:
+def _name_outputs(proto: Any, part: Part) -> None:
+    """The part's names; an inner value that has one of them gives way."""
+    outputs = [value.name for value in proto.graph.output]
+    wanted = part.named(outputs)
+    taken = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
+    if len(set(outputs)) < len(outputs) or taken & {*wanted, *outputs}:
+        raise ValueError(
+            f"{part.name}: an output is an input or another output as it is ({', '.join(outputs)} for "
+            f"{', '.join(wanted)}); leave it out, or give the output another name"
+        )
+    names = {name: f"{name}_inner" for node in proto.graph.node for name in node.output if name in wanted}
+    names |= dict(zip(outputs, wanted, strict=True))
+    for value in proto.graph.output:
         value.name = names[value.name]
     for node in proto.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from audiolora.export.bundle import Base
-from audiolora.export.checking import Reference
-from audiolora.export.onnx import Dynamic
+from audiolora.export.manifests import SELFTEST
+from audiolora.export.parts import Dynamic, Part, whole
+from audiolora.export.reference import Reference
 from audiolora.export.slots import (
     Fold,
     Target,
@@ -37,29 +38,24 @@ class Prepared:
         reference: with them, run by torch.
         folds: by adapter, what it does to the plain network's tensors.
         targets: the tensors that have slots.
-        inputs: the example.
-        dynamic: its free sizes.
+        parts: the graphs.
         merged: the adapter that is in the plain network's tensors, if one is.
-        also: another example to check parity on.
+        also: another example to check parity on, where there is one graph.
     """
 
     plain: nn.Module
     reference: Reference
     folds: Mapping[str, Mapping[str, Fold]]
     targets: Sequence[Target]
-    inputs: Mapping[str, torch.Tensor]
-    dynamic: Dynamic
+    parts: Sequence[Part]
     merged: str | None = None
     also: Mapping[str, torch.Tensor] | None = None
 
     @classmethod
-    def of(
-        cls, network: nn.Module, example: Any, dynamic: Dynamic | None, *, merged: str | None, dora: bool
-    ) -> Prepared:
+    def of(cls, network: nn.Module, parts: Sequence[Part], *, merged: str | None, dora: bool) -> Prepared:
         """For a new base, with slots for every adapter that the network has."""
         if any(parameter.is_meta for parameter in network.parameters()):
             raise ValueError("the network has tensors on meta: load its weights before the export")
-        inputs = _named(network, example)
         twin = copied(network)
         folds = {name: fold(twin, name) for name in adapter_names(twin)}
         reference = Reference(twin)
@@ -67,35 +63,40 @@ class Prepared:
         if merged is not None:
             _merge(plain, targets(plain, [folds[merged]]), folds[merged])
         made = [] if merged is not None else targets(plain, folds.values(), dora=dora)
-        return cls(plain, reference, folds, made, inputs, _free(inputs, dynamic), merged)
+        return cls(plain, reference, folds, made, parts, merged)
 
     @classmethod
-    def over(cls, network: nn.Module, base: Base, adapter: str, example: Any) -> Prepared:
+    def over(cls, network: nn.Module, base: Base, adapter: str, parts: Sequence[Part] | None, example: Any) -> Prepared:
         """With the slots and the self-test of a base that was exported before."""
         if adapter not in adapter_names(network):
             raise ValueError(f"no adapter {adapter!r} in the network; it has {', '.join(adapter_names(network))}")
-        stored = read_tensors(base.files["selftest.safetensors"], "base/selftest.safetensors")
-        inputs = {spec.name: torch.from_numpy(stored[f"input.{spec.name}"].copy()) for spec in base.manifest.inputs}
         twin = copied(network)
         folds = {adapter: fold(twin, adapter)}
         reference = Reference(twin)
-        dynamic = {
-            spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
-            for spec in base.manifest.inputs
-        }
-        also = None if example is None else _named(network, example)
-        return cls(plain_network(twin), reference, folds, (), inputs, dynamic, also=also)
+        also = None if example is None else named_inputs(network, example)
+        views = {part.name: part.view for part in parts} if parts else {"base": whole}
+        if views.keys() != base.manifest.graphs.keys():
+            raise ValueError(f"the base has the graphs {', '.join(base.manifest.graphs)}, got {', '.join(views)}")
+        stored = [stored_part(base, name, view) for name, view in views.items()]
+        return cls(plain_network(twin), reference, folds, (), stored, also=also)
 
-    def trials(self) -> list[dict[str, torch.Tensor]]:
-        """The examples, and inputs of other sizes where those are free."""
-        names = list(dict.fromkeys(name for axes in self.dynamic.values() for name in axes.values()))
-        more = {name: i + 1 for i, name in enumerate(names)}
-        grown = {}
-        for name, tensor in self.inputs.items():
-            for axis, size in self.dynamic.get(name, {}).items():
-                tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(more[size], tensor.shape[axis]))], axis)
-            grown[name] = tensor.contiguous()
-        return [dict(self.inputs), *([grown] if names else []), *([] if self.also is None else [dict(self.also)])]
+    def trials(self, part: Part) -> list[dict[str, torch.Tensor]]:
+        """The part's, and the example that was given besides."""
+        return part.trials() + ([] if self.also is None else [dict(self.also)])
+
+
+def stored_part(base: Base, graph: str, view: Callable[[nn.Module], nn.Module]) -> Part:
+    """A graph of a base with the self-test that is stored there as its example."""
+    spec = base.manifest.graphs[graph]
+    stored = read_tensors(base.files[SELFTEST], f"base/{SELFTEST}")
+    taken = {value.name: value.shape for value in spec.inputs}
+    taken |= {state.input: state.shape for state in spec.states}
+    inputs = {name: torch.from_numpy(stored[f"{graph}.input.{name}"].copy()) for name in taken}
+    dynamic = {
+        name: {i: size for i, size in enumerate(shape) if isinstance(size, str)} for name, shape in taken.items()
+    }
+    states = {state.input: state.output for state in spec.states}
+    return Part(inputs, dynamic, graph, view, states, (*(value.name for value in spec.outputs), *states.values()))
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def _merge(plain: nn.Module, made: Sequence[Target], folds: Mapping[str, Fold]) 
             module._parameters[last] = nn.Parameter(value, requires_grad=False)
 
 
-def _named(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:
+def named_inputs(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     """The inputs by the names of forward's arguments, in their order."""
     names = forward_names(network)
     if isinstance(example, torch.Tensor):
@@ -124,15 +125,12 @@ def _named(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in example.items()}
 
 
-def _free(inputs: Mapping[str, torch.Tensor], dynamic: Dynamic | None) -> Dynamic:
+def one_part(network: nn.Module, example: Any, dynamic: Dynamic | None) -> Part:
+    """A network as one graph; by default the batch is free, and the time of an input with three axes."""
+    inputs = named_inputs(network, example)
     if dynamic is None:
-        return {name: {0: "batch"} | ({2: "time"} if x.dim() == 3 else {}) for name, x in inputs.items()}
-    wrong = [name for name, axes in dynamic.items() if name not in inputs or any(a >= inputs[name].dim() for a in axes)]
-    if wrong:
-        raise ValueError(
-            f"dynamic names {', '.join(wrong)}, or an axis of it, that the inputs {list(inputs)} do not have"
-        )
-    return dynamic
+        dynamic = {name: {0: "batch"} | ({2: "time"} if x.dim() == 3 else {}) for name, x in inputs.items()}
+    return Part(inputs, dynamic)
 
 
 def forward_names(network: nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 
 from audiolora.export.exporting import Exported, export
+from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
 from audiolora.integration import enabled
 
@@ -24,7 +26,7 @@ _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 def export_runs(
     runs: Sequence[Path],
     out: Path,
-    network: str,
+    network: str | None = None,
     *,
     base: Path | None = None,
     shape: str | None = None,
@@ -34,9 +36,10 @@ def export_runs(
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: folders with ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's.
+        runs: a finished run of a recipe; or folders with ``adapter_config.json`` in them or in ``adapter/``; with
+            ``forecaster.json``, a forecaster's.
         out: the bundle's folder.
-        network: ``MODULE:FUNCTION``, which makes the base.
+        network: ``MODULE:FUNCTION``, which makes the base; None for a recipe's run, which knows its own.
         base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
@@ -45,6 +48,15 @@ def export_runs(
     Raises:
         ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
     """
+    if len(runs) == 1 and is_forecast_run(runs[0]):
+        if network is not None or base is not None:
+            raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
+        with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
+            run = read_forecast_run(runs[0], Path(scratch))
+            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
+    if network is None:
+        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
+                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
@@ -53,6 +65,19 @@ def export_runs(
         from audiolora.series.forecaster import Forecaster
 
         net = Forecaster.load(net, base).net
+    return _exported(net, folders, out, base, shape, fixed_length, **settings)
+
+
+def _exported(
+    net: nn.Module,
+    folders: dict[str, Path],
+    out: Path,
+    base: Path | None,
+    shape: str | None,
+    fixed_length: bool,
+    time_zone: str | None = None,
+    **settings: Any,
+) -> Exported:
     described = {name: _described(folder) for name, folder in folders.items()}
     _check_base(net, folders, described)
     ids = {f"run{i}": name for i, name in enumerate(folders)}  # PEFT's names take no dots
@@ -61,8 +86,13 @@ def export_runs(
     of_base = _described(base) if base is not None else next((d for d in described.values() if d), None)
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
-        own = {peft: _settings(found) for peft, name in ids.items() if (found := described[name]) is not None}
-        return export(forecaster, out, adapters=ids, forecasts=own, dynamic=dynamic, **settings)
+        own = {
+            peft: forecaster_task(_settings(found), time_zone)
+            for peft, name in ids.items()
+            if (found := described[name]) is not None
+        }
+        task = forecaster_task(_settings(of_base), time_zone)
+        return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
     if shape is None:
         raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))

@@ -293,5 +293,23 @@ def test_bf16_is_near_float64_and_factors_keep_their_dtype(dora: bool, autocast:
         assert relative_error(leaf.grad, exact.leaves()[name].grad) < 0.03, name
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("path", WAYS)
+def test_a_backward_inside_autocast_keeps_its_own_precision(path: Way, dora: bool) -> None:
+    exact = draw(n=4, in_per_group=8, length=40, geometry=ConvGeometry(padding=1), dora=dora)
+    low = Operands(
+        *(None if t is None else t.detach().float() for t in (exact.x, exact.W, exact.bias, exact.A, exact.B, exact.m)),
+        geometry=exact.geometry,
+    )
+    for leaf in low.leaves().values():
+        leaf.requires_grad_()
+    y = low.fused(path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y.square().mean().backward()
+    exact.dense().square().mean().backward()
+    for name, leaf in low.leaves().items():
+        assert relative_error(leaf.grad, exact.leaves()[name].grad) < 1e-5, name
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()

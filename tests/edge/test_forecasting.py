@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pandas as pd
 import pytest
 
 from audiolora.edge import Session
+from audiolora.edge import calendar as edge_calendar
+from audiolora.edge.calendar import calendar
 from audiolora.edge.forecasting import forecast_from, statistics, window
 from audiolora.export import export
-from audiolora.export.manifests import ForecastSettings, forecast_settings
+from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
 from audiolora.series.calendar import CALENDAR, with_calendar
 from audiolora.series.forecaster import Forecaster
 from audiolora.series.scaling import Robust, Scaler, Standard, WindowScaler
@@ -128,8 +131,10 @@ def test_a_forecaster_is_exported_with_its_scaling(tmp_path: Path) -> None:
     both = Forecaster(net, LOOKBACK, HORIZON, scaler=Standard().fit(measured()), **how)
     own = Standard().fit(measured()[lambda t: t["unique_id"] == "pump1"][-100:])
     one = Forecaster(net, LOOKBACK, HORIZON, scaler=own, **how)
-    made = export(both, tmp_path / "pumps", adapters={"default": "pump1"}, forecasts={"default": one.settings()})
-    assert made.manifest.forecast == settings(both.scaler, (0.1, 0.5, 0.9))
+    made = export(
+        both, tmp_path / "pumps", adapters={"default": "pump1"}, tasks={"default": forecast_settings(one.settings())}
+    )
+    assert made.manifest.task == replace(settings(both.scaler, (0.1, 0.5, 0.9)), step_s=3600.0)
 
     session = Session(tmp_path / "pumps", threads=1)
     session.load("pump1")
@@ -157,3 +162,31 @@ def test_a_bundle_of_another_network_has_no_scaling(tmp_path: Path) -> None:
     write_base(tmp_path)
     with pytest.raises(ValueError, match="not a forecaster's"):
         Session(tmp_path).forecast(np.ones(100))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "Asia/Kolkata", "America/St_Johns"])
+@pytest.mark.parametrize("ends", ["2024-03-31T00:30", "2024-10-27T03:00", "2024-02-29T23:45", "2023-07-02T06:07:30"])
+def test_the_calendar_is_that_of_the_frames(zone: str, ends: str) -> None:
+    past, ahead = 5, 3
+    stamps = pd.date_range(end=pd.Timestamp(ends) + ahead * pd.Timedelta("45min"), periods=past + ahead, freq="45min")
+    table = pd.DataFrame({"unique_id": "a", "ds": stamps.as_unit("ns"), "y": 0.0})
+    wanted = with_calendar(table, time_zone=zone)
+    assert edge_calendar.CALENDAR == CALENDAR
+    found = calendar(ends, past, ahead, 45 * 60, zone)
+    for name in CALENDAR:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-12)
+    moment = pd.Timestamp(ends, tz="UTC").tz_convert("Asia/Tokyo").to_pydatetime()
+    np.testing.assert_allclose(calendar(moment, past, ahead, 45 * 60, zone)["hour_sin"], found["hour_sin"])
+
+
+def test_a_calendar_that_cannot_be_filled_in_is_refused() -> None:
+    plain = ForecastSettings(4, 2, "h", (), (), (), "forecast", {"kind": "window", "floor": 1e-3, "unscaled": []})
+    with_hours = replace(plain, known=("hour_sin",))
+    for settings, zone, message in (
+        (plain, "UTC", "reads no calendar"),
+        (with_hours, None, "does not say by which zone"),
+        (with_hours, "UTC", "has no fixed length; give the columns hour_sin"),
+        (replace(with_hours, step_s=3600.0), "Mars/Olympus", "Mars/Olympus"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forecast_from(settings, np.ones(4), None, lambda x: x[:, 0, :2], ends="2024-01-01", time_zone=zone)

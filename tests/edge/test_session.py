@@ -135,7 +135,7 @@ def test_what_is_bound_is_what_was_loaded(small: Path, session: Session) -> None
 def test_the_self_test_finds_another_output(small: Path, session: Session) -> None:
     assert session.selftest() < 1e-5 and session.selftest("user2") < 1e-5
     write_adapter(small, "user1", factors(1, 2))
-    session._adapters["user1"] = replace(session._adapters["user1"], active=session._adapters["user2"].active)
+    session._adapters["user1"] = replace(session._adapters["user1"], network=session._adapters["user2"].network)
     with pytest.raises(BundleError, match="user1: this runtime's output is off"):
         session.selftest("user1")
 
@@ -194,7 +194,7 @@ def test_a_graph_that_would_run_the_base_instead_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("part", ["inputs", "outputs"])
 def test_a_graph_with_other_ends_than_the_manifest_is_refused(tmp_path: Path, part: str) -> None:
-    write_base(tmp_path, **{part: (TensorSpec("other", (1,), "float32"),)})
+    write_base(tmp_path, ends={part: (TensorSpec("other", (1,), "float32"),)})
     with pytest.raises(BundleError, match=f"its {part} are not those of the manifest: other, "):
         Session(tmp_path)
 
@@ -248,7 +248,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     onnx.checker.check_model(model)
     specs = {name: TensorSpec(name, ("batch", 2), "float32") for name in "absd"}
     ends = {"inputs": (specs["a"], specs["b"]), "outputs": (specs["s"], specs["d"])}
-    write_base(tmp_path, model=model.SerializeToString(), form="merged", slots=(), **ends)
+    write_base(tmp_path, model=model.SerializeToString(), form="merged", ends={"slots": (), **ends})
     a, b = np.ones((3, 2), np.float32), np.full((3, 2), 4, np.float32)
     session = Session(tmp_path)
     added, subtracted = session.run({"b": b, "a": a})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from audiolora.export import bundle
-from audiolora.export.manifests import AdapterManifest, BaseManifest, TensorSpec
+from audiolora.export.manifests import AdapterManifest, BaseManifest, GraphSpec, TensorSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import write_tensors
 
@@ -19,6 +19,11 @@ SLOTS = (
     TensorSpec("conv.weight.lora_B", (C_OUT, "r0"), "float32"),
     TensorSpec("conv.bias.delta", (C_OUT,), "float32"),
 )
+ENDS: dict[str, Any] = {
+    "inputs": (TensorSpec("x", ("batch", C_IN, "time"), "float32"),),
+    "outputs": (TensorSpec("y", ("batch", C_OUT, "steps"), "float32"),),
+    "slots": SLOTS,
+}
 
 
 def weights() -> tuple[np.ndarray, np.ndarray]:
@@ -81,20 +86,25 @@ def graph() -> bytes:
     return model.SerializeToString()
 
 
-def write_base(folder: Path, key: Key | None = None, model: bytes | None = None, **changes: Any) -> str:
+def write_base(
+    folder: Path,
+    key: Key | None = None,
+    model: bytes | None = None,
+    ends: dict[str, Any] | None = None,
+    **changes: Any,
+) -> str:
     """``folder/base``; its manifest's sha256."""
     x = sample()
-    selftest = write_tensors({"input.x": x, "output.y": reference(x).astype(np.float32)})
+    selftest = write_tensors({"base.input.x": x, "base.output.y": reference(x).astype(np.float32)})
     files = {"base.onnx": graph() if model is None else model, "selftest.safetensors": selftest}
     says: dict[str, Any] = {
         "id": "small",
         "files": bundle.entries(files),
+        "target": "onnx",
         "form": "wsum",
         "opset": 20,
         "runtime": "1.20.0",
-        "inputs": (TensorSpec("x", ("batch", C_IN, "time"), "float32"),),
-        "outputs": (TensorSpec("y", ("batch", C_OUT, "steps"), "float32"),),
-        "slots": SLOTS,
+        "graphs": {"base": GraphSpec(**{**ENDS, **(ends or {})})},
         "max_rank": 8,
     }
     return bundle.write_folder(folder / "base", BaseManifest(**{**says, **changes}), files, key)
@@ -114,8 +124,8 @@ def write_adapter(
     y = reference(sample(), tensors if fits else None)
     files = {
         "adapter.safetensors": write_tensors(tensors),
-        "adapter.onnx_adapter": b"written by ONNX Runtime",
-        "selftest.safetensors": write_tensors({"output.y": y.astype(np.float32)}),
+        "base.onnx_adapter": b"written by ONNX Runtime",
+        "selftest.safetensors": write_tensors({"base.output.y": y.astype(np.float32)}),
     }
     base = hashlib.sha256((folder / "base" / "manifest.json").read_bytes()).hexdigest()
     says = {"id": name, "base": base, "rank": rank, "files": bundle.entries(files), **changes}

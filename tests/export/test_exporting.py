@@ -119,7 +119,7 @@ def test_the_other_runtimes_file_holds_the_same_tensors(bundle: Exported) -> Non
     import onnxruntime
 
     for name in METHODS:
-        path = bundle.folder / "adapters" / name / "adapter.onnx_adapter"
+        path = bundle.folder / "adapters" / name / "base.onnx_adapter"
         found = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
         tensors = tensors_of(bundle, name)
         assert found.keys() == tensors.keys()
@@ -179,7 +179,7 @@ def test_a_length_that_is_not_free_is_told(tmp_path: Path) -> None:
         export(model, tmp_path / "b", sample())
     assert list(tmp_path.iterdir()) == []
     made = export(model, tmp_path / "b", sample(), dynamic={"x": {0: "batch"}})
-    assert made.manifest.inputs[0].shape == ("batch", 3, 40)
+    assert made.manifest.graphs["base"].inputs[0].shape == ("batch", 3, 40)
 
 
 @pytest.mark.parametrize(

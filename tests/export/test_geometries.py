@@ -38,7 +38,7 @@ def with_slots(model: nn.Module, form: str, x: torch.Tensor) -> tuple[WithSlots,
     plain = plain_network(twin)
     made = targets(plain, [folds])
     values = [torch.from_numpy(value.copy()) for value in filled(slots_of(made), folds).values()]
-    owner = WithSlots(plain, made, form).eval()
+    owner = WithSlots(plain, plain, made, form).eval()
     if form == "fact":
         owner.choose_beside([x], values)
     return owner, values

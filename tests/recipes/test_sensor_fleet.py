@@ -196,6 +196,29 @@ def test_the_command_line_forecasts_and_shows_the_run(with_bad, tmp_path, capsys
     assert f"left out ({len(BAD)})" in capsys.readouterr().out
 
 
+def test_a_bundle_of_the_run_forecasts_as_the_command_does(with_bad, tmp_path):
+    from audiolora import cli
+    from audiolora.edge import Session
+    from audiolora.export.runs import export_runs
+
+    run, _ = with_bad
+    today = fleet(5, steps=24 * 5)
+    today.to_csv(tmp_path / "today.csv", index=False)
+    assert cli.forecast(run, tmp_path / "today.csv", out=tmp_path / "next.csv") == 0
+    found = pd.read_csv(tmp_path / "next.csv")
+    made = export_runs([run], tmp_path / "b")
+    session = Session(made.folder, threads=1)
+    kept = json.loads((run / "adapters" / "fleet.json").read_text())["ids"]
+    assert set(session.available()) == set(kept) and len(kept) > 0
+    for name, wanted in found.groupby("unique_id"):
+        adapter = name if name in kept else None
+        if adapter is not None:
+            session.load(adapter)
+        own = today[today["unique_id"] == name]
+        y = session.forecast(own["y"].to_numpy(), adapter, device=name, ends=str(wanted["cutoff"].iloc[0]))
+        np.testing.assert_allclose(y, wanted["forecast"], rtol=1e-4)
+
+
 def test_what_cannot_be_exported_says_why(with_bad, call):
     run, _ = with_bad
     with pytest.raises(ValueError, match=r"constant: left out: y: constant.*nobody: no such device"):

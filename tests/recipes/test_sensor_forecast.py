@@ -19,6 +19,7 @@ import pytest
 from cyclopts import App
 
 from audiolora import cli
+from audiolora.edge import Session
 from audiolora.run import read_run
 from audiolora.series.applying import forecast_with_run
 from audiolora.series.calendar import CALENDAR, with_calendar, with_horizon
@@ -144,6 +145,27 @@ def test_the_command_forecasts_as_the_saved_forecaster_does(run, data, capsys, t
         np.testing.assert_allclose(mine["forecast"], forecaster.predict(own)["forecast"], rtol=1e-6)
     shared = forecast_with_run(run, read(data), others="shared")
     assert set(shared["model"]) >= {"shared"}
+
+
+def test_a_bundle_of_the_run_forecasts_as_the_command_does(run, data, capsys, tmp_path):
+    status, _, _ = said(capsys, "forecast", run, data, "--out", tmp_path / "next.csv")
+    found = pd.read_csv(tmp_path / "next.csv", parse_dates=["ds", "cutoff"])
+    status, _, err = said(capsys, "export", run, "--out", tmp_path / "b")
+    assert status == 0, err
+    session = Session(tmp_path / "b", threads=1)
+    frame = read(data)
+    for name, wanted in found.groupby("unique_id"):
+        own = frame[frame["unique_id"] == name]
+        adapter = None if set(wanted["model"]) == {"base"} else name
+        assert (adapter is not None) == (name in session.available())
+        if adapter is not None:
+            session.load(adapter)
+        y = session.forecast(own["y"].to_numpy(), adapter, ends=str(wanted["cutoff"].iloc[0]))
+        np.testing.assert_allclose(y, wanted["forecast"], rtol=1e-4)
+    status, _, err = said(capsys, "export", run, "--out", tmp_path / "c", "--network", "a:b")
+    assert status == 2 and "has its base with it" in err
+    status, _, err = said(capsys, "export", tmp_path, "--out", tmp_path / "c")
+    assert status == 2 and "name what makes it: --network" in err
 
 
 def test_the_command_names_devices_that_it_cannot_forecast(run, data, capsys, tmp_path):
