@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray demo demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-browser browser demo demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -98,6 +98,29 @@ test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in the
 test-ray: .venv-ray/.ready  ## a fleet over a local Ray cluster, a worker killed: an environment of its own
 	$(TEST_ENV) .venv-ray/bin/python -m pytest -m "slow or not slow" tests/series/test_fleet_ray.py
 
+# onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
+ORT_WEB := examples/browser/vendor
+$(ORT_WEB)/.ready: examples/browser/vendor.sha256
+	rm -rf $(ORT_WEB) && mkdir -p $(ORT_WEB)
+	npm pack --silent --pack-destination $(ORT_WEB) onnxruntime-web@1.30.0
+	tar -xzf $(ORT_WEB)/onnxruntime-web-*.tgz -C $(ORT_WEB) --strip-components=2 \
+		package/dist/ort.wasm.bundle.min.mjs package/dist/ort-wasm-simd-threaded.wasm
+	rm $(ORT_WEB)/onnxruntime-web-*.tgz
+	cd $(ORT_WEB) && sha256sum --check --quiet ../vendor.sha256
+	@touch $@
+
+browser: $(ORT_WEB)/.ready  ## fetch onnxruntime-web for examples/browser, with npm
+
+.venv-browser/.ready: $(READY) tests/browser/requirements.txt
+	$(PYTHON) -m venv --clear .venv-browser
+	.venv-browser/bin/python -m pip install --quiet --no-deps -r tests/browser/requirements.txt
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-browser/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	@touch $@
+
+test-browser: .venv-browser/.ready $(ORT_WEB)/.ready  ## examples/browser in Chromium (on PATH, or CHROMIUM=...)
+	$(TEST_ENV) .venv-browser/bin/python -m pytest -m "slow or not slow" tests/browser
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
@@ -110,5 +133,5 @@ demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for e
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray .venv-browser $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from audiolora import geometric
     from audiolora.adalora_callback import AdaLoraCallback
-    from audiolora.adapting import adapt, lora_config
+    from audiolora.adapting import adapt, adapter_config, lora_config
     from audiolora.allocation import orthogonality_penalty
     from audiolora.fleet import Fleet
     from audiolora.inspection import inspect
@@ -29,6 +29,7 @@ _HOMES = {
     "Fleet": "audiolora.fleet",
     "RankSchedule": "audiolora.rank_schedule",
     "adapt": "audiolora.adapting",
+    "adapter_config": "audiolora.adapting",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
@@ -47,6 +48,7 @@ __all__ = [
     "Fleet",
     "RankSchedule",
     "adapt",
+    "adapter_config",
     "disable",
     "enable",
     "enabled",

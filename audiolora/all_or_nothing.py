@@ -12,14 +12,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import NoMatchingPeftModuleError, PeftModel
+from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel
+from peft.tuners.loha import LoHaModel
+from peft.tuners.lokr import LoKrModel
 from peft.tuners.lora import LoraModel
+from peft.tuners.mixed import MixedModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 from torch.nn.utils import parametrize
 
 from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
+from audiolora.layers.starts import CORRECTING, kind_of
 
 _from_pretrained = PeftModel.from_pretrained.__func__
 _load_adapter = PeftModel.load_adapter
@@ -29,8 +34,8 @@ _load_adapter = PeftModel.load_adapter
 def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """Whatever the block puts into the model is taken out again if it raises.
 
-    That is: adapted or wrapped modules, an adapter of this name in layers that were there, maps on biases, buffers that
-    a parametrization changes when it is read, and ``requires_grad``.
+    That is: weights that a start was taken out of, adapted or wrapped modules, an adapter of this name in layers that
+    were there, maps on biases, buffers that a parametrization changes when it is read, and ``requires_grad``.
 
     Args:
         model: any network, adapted or not.
@@ -38,6 +43,8 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """
     modules = dict(model.named_modules())
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # .data: a correction puts another storage there (PEFT's and ours); what stands here costs no copy
+    weights = [(p, p.data) for p in model.parameters() if not isinstance(p, nn.UninitializedParameter)]
     buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and not b.is_meta]
     layers = {id(module): module for module in modules.values() if isinstance(module, BaseTunerLayer)}
     had = {key for key, layer in layers.items() if adapter_name in _adapters(layer)}
@@ -46,6 +53,9 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
         yield
     except Exception:
         stop_watching(model)
+        for parameter, data in weights:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
         for layer in [module for module in model.modules() if isinstance(module, WeightSpaceLayer)]:
             if id(layer) not in layers:
                 layer.detach_map()
@@ -74,13 +84,14 @@ def _bias_is_mapped(layer: BaseTunerLayer) -> bool:
     return isinstance(layer, WeightSpaceLayer) and layer.is_mapped("bias")
 
 
-def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+def inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
     """``BaseTuner.inject_adapter``: every way to a new adapter comes through here.
 
     Raises:
         ValueError: what PEFT or a layer refuses; the model is then as it was, and the adapter unknown to it.
     """
     known = set(self.peft_config) - {adapter_name}
+    written = _written_in_place(self, model, self.peft_config.get(adapter_name))
     try:
         with undone_on_error(model, adapter_name):
             try:
@@ -88,12 +99,24 @@ def inject_adapter(self: LoraModel, model: nn.Module, adapter_name: str, *args: 
             except NoMatchingPeftModuleError as error:
                 raise NoMatchingPeftModuleError(f"{error} {_what_it_has(model)}") from None
             _note_ties(model)
-            if type(self) is LoraModel and any(isinstance(module, WeightSpaceLayer) for module in model.modules()):
-                self.__class__ = WeightSpaceLoraModel
+            _check_ties(model, self.peft_config.get(adapter_name))
+            ours = any(isinstance(module, WeightSpaceLayer) for module in model.modules())
+            self.__class__ = WEIGHT_SPACE.get(type(self), type(self)) if ours else type(self)
     except Exception:
+        for parameter, value in written:
+            parameter.data.copy_(value)
         if known:  # with no other adapter the tuner itself is given up
             self.peft_config.pop(adapter_name, None)
         raise
+
+
+def _written_in_place(tuner: BaseTuner, model: nn.Module, config: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Copies of the weights that PEFT's OLoRA writes to; its other starts, and ours, put another storage there."""
+    if not isinstance(config, LoraConfig) or kind_of(config) != "olora":
+        return []
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    targets = [linear for name, linear in linears.items() if tuner._check_target_module_exists(config, name)]
+    return [(linear.weight, linear.weight.detach().clone()) for linear in targets if not linear.weight.is_meta]
 
 
 def _what_it_has(model: nn.Module) -> str:
@@ -110,11 +133,24 @@ def _note_ties(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(name)
-    for layer in (module for module in model.modules() if isinstance(module, WeightSpaceLayer)):
+    for path, layer in model.named_modules():
+        if not isinstance(layer, WeightSpaceLayer):
+            continue
         chains = [chain for name, chain in layer.get_base_layer().parametrizations.items() if layer.is_mapped(name)]
         names = {name for chain in chains for p in chain.parameters() for name in owners[id(p)]}
         paths = {name.partition(".parametrizations.")[0].removesuffix(".base_layer") for name in names}
-        layer.tied_to = tuple(sorted(paths - {layer.path}))
+        layer.tied_to = tuple(sorted(paths - {path}))
+
+
+def _check_ties(model: nn.Module, config: Any) -> None:
+    """A start that is taken out of a weight changes every module that has this weight."""
+    if not isinstance(config, LoraConfig) or kind_of(config) not in CORRECTING:
+        return
+    for layer in (module for module in model.modules() if isinstance(module, LoraConv1d) and module.tied_to):
+        raise ValueError(
+            f"{layer.path}: init_lora_weights={config.init_lora_weights!r} changes its weight, which is also that of "
+            f"{', '.join(layer.tied_to)}; untie them before adapting, or take init_lora_weights=True"
+        )
 
 
 @functools.wraps(_load_adapter, assigned=(), updated=())  # for whoever asks for its signature
@@ -189,10 +225,18 @@ def refuse_lost_merges(model: nn.Module) -> None:
             )
 
 
-class WeightSpaceLoraModel(LoraModel):
-    """PEFT's tuner once our layers are in it, whether audiolora is enabled or not."""
+class WeightSpaceTuner(BaseTuner):
+    """What a tuner of PEFT's becomes once our layers are in it, whether audiolora is enabled or not."""
 
     inject_adapter = inject_adapter
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's; where one of our layers is unloaded the base goes back, and no weight is assigned to itself: that
+        would rewrite weight norm's g and v."""
+        if isinstance(child, WeightSpaceLayer) and child.get_base_layer() is new_module:
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """PEFT's, of all layers or of none.
@@ -227,3 +271,33 @@ class WeightSpaceLoraModel(LoraModel):
             )
             stop_watching(unloaded)  # our hooks would go into its pickles, and torch.jit.script takes none
             return unloaded
+
+
+class WeightSpaceLoraModel(WeightSpaceTuner, LoraModel):
+    """PEFT's ``LoraModel`` with our layers in it."""
+
+
+class WeightSpaceLoHaModel(WeightSpaceTuner, LoHaModel):
+    """PEFT's ``LoHaModel`` with our layers in it."""
+
+
+class WeightSpaceLoKrModel(WeightSpaceTuner, LoKrModel):
+    """PEFT's ``LoKrModel`` with our layers in it."""
+
+
+class WeightSpaceMixedModel(WeightSpaceTuner, MixedModel):
+    """PEFT's ``MixedModel``, of several methods, with our layers in it."""
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, WeightSpaceLayer) and child.get_base_layer() is new_module:
+            child.detach_map()  # PEFT's unloading asks each layer to; its mixed model's takes the base by itself
+        super()._replace_module(parent, child_name, new_module, child)
+
+
+WEIGHT_SPACE: dict[type[BaseTuner], type[BaseTuner]] = {
+    LoraModel: WeightSpaceLoraModel,
+    LoHaModel: WeightSpaceLoHaModel,
+    LoKrModel: WeightSpaceLoKrModel,
+    MixedModel: WeightSpaceMixedModel,
+}
+"""PEFT's tuners that our layers go into, and what each becomes then."""

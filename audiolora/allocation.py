@@ -37,7 +37,7 @@ from peft.utils import save_and_load
 from torch import nn
 from torch.nn.utils import parametrize
 
-from audiolora.all_or_nothing import WeightSpaceLoraModel
+from audiolora.all_or_nothing import WeightSpaceTuner
 from audiolora.layers.adalora import AdaLoraConv1d
 from audiolora.layers.any_convolution import has_convolution_weight
 from audiolora.rank_schedule import check_config
@@ -145,7 +145,7 @@ class _Penalty:
             output.loss = loss
 
 
-class WeightSpaceAdaLoraModel(AdaLoraModel, WeightSpaceLoraModel):
+class WeightSpaceAdaLoraModel(WeightSpaceTuner, AdaLoraModel):
     """PEFT's tuner for ``AdaLoraConfig``, with audiolora's layers where a convolution stands.
 
     ``rank_pattern`` is which triplets are kept now, None before the first allocation. While ``keeps_whole`` a saved

@@ -23,6 +23,8 @@ def export(
     max_rank: int = 64,
     shape: str | None = None,
     fixed_length: Flag = False,
+    processor: Path | None = None,
+    streaming: Flag = False,
     dora: Flag = False,
     web: Flag = False,
     overwrite: Flag = False,
@@ -45,6 +47,9 @@ def export(
         max_rank: no adapter of a larger rank will be loaded.
         shape: of an example input, such as 2,5,168, where no run says it.
         fixed_length: for a network that takes one length alone.
+        processor: for a CTC model (wav2vec2, HuBERT, WavLM, …): the folder of its transformers' processor; by default
+            processor/ in a run.
+        streaming: for causal networks: what came before is kept from one chunk of a stream to the next.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
         overwrite: replace the bundle that is there.
@@ -52,8 +57,8 @@ def export(
     from audiolora.export.runs import export_runs
 
     made = export_runs(
-        runs, out, network, base=base, shape=shape, fixed_length=fixed_length,
-        form=form, key=sign, id=id, max_rank=max_rank, dora=dora, web=web, overwrite=overwrite,
+        runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor,
+        form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
     )  # fmt: skip
     for name, off in made.differences.items():
         file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"

@@ -16,10 +16,12 @@ from audiolora.layers.base import WeightSpaceLayer
 _set_peft_model_state_dict = save_and_load.set_peft_model_state_dict
 _PREFIX = "base_model.model."
 _MOST_LINES = 40
+_FACTORS = (".lora_", ".hada_", ".lokr_")
+"""In the names of PEFT's tensors: LoRA's, LoHa's, LoKr's."""
 
 
 def misfits(model: nn.Module, tensors: Mapping[str, torch.Tensor], adapter_name: str) -> list[str]:
-    """A line for each of the adapter's LoRA tensors that the model and the file do not agree on.
+    """A line for each of the adapter's factors that the model and the file do not agree on.
 
     Args:
         model: with the adapter injected, its values those of the start.
@@ -34,7 +36,7 @@ def misfits(model: nn.Module, tensors: Mapping[str, torch.Tensor], adapter_name:
     wanted = {_without_prefix(key): tuple(tensor.shape) for key, tensor in own.items()}
     lines = []
     for key in sorted(found.keys() | wanted.keys()):
-        if ".lora_" not in key:
+        if not any(factor in key for factor in _FACTORS):
             continue
         if key not in wanted:
             lines.append(f"{key}: the adapter has {found[key]}, the model has no such tensor")

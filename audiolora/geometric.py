@@ -19,9 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.utils import parametrize
 
-from audiolora.layers.base import own_class
 from audiolora.layers.geometric import DIRECTION, LENGTH, Geometric
-from audiolora.layers.weight_norm import parametrizations_of
+from audiolora.layers.weight_norm import own_class, parametrizations_of
 
 CONVERTIBLE = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
 """What a length and a direction an output channel are defined for, subclasses too."""

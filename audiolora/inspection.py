@@ -6,7 +6,9 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.loha.layer import LoHaLayer
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -24,8 +26,8 @@ class AdaptedModule:
 
     ``r`` is the rank; of AdaLoRA, once it has begun to take ranks away, what is kept of it now (``parameters`` counts
     what is in memory: the rest goes when the adapter is saved). ``gradients`` is the way they take, ``"low-rank"``, or
-    ``"dense"`` where r is not small against the channels; ``overhead`` is the extra work of a training step as a share
-    of the frozen module's own (`conv.plan`).
+    ``"dense"`` (LoHa, LoKr, and where r is not small against the channels); ``overhead`` is the extra work of a
+    training step as a share of the frozen module's own (`conv.plan`).
     """
 
     name: str
@@ -95,7 +97,7 @@ def inspect(model: nn.Module) -> Inspection:
     rows = tuple(
         _row(name.removeprefix(prefix), layer, adapter, kept.get((name.removeprefix(prefix), adapter)))
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, (LoraLayer, LycorisLayer))
         for adapter in layer.r
     )
     if not rows:
@@ -104,13 +106,14 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
 
 
-def _row(name: str, layer: LoraLayer, adapter: str, kept: int | None) -> AdaptedModule:
+def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str, kept: int | None) -> AdaptedModule:
     base = layer.get_base_layer()
-    mapped = isinstance(layer, WeightSpaceLayer)
+    mapped, whole = isinstance(layer, WeightSpaceLayer), isinstance(layer, LycorisLayer)
     shape = tuple((layer.base_tensor() if mapped else base.weight).shape)
     ours = mapped and len(shape) == 3
     geometry = _conv_geometry(base) if ours else ConvGeometry()
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
+    path = Path.DENSE if whole else path
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
     return AdaptedModule(
@@ -125,10 +128,13 @@ def _row(name: str, layer: LoraLayer, adapter: str, kept: int | None) -> Adapted
     )
 
 
-def _method(layer: LoraLayer, adapter: str) -> str:
+def _method(layer: LoraLayer | LycorisLayer, adapter: str) -> str:
+    if isinstance(layer, LycorisLayer):
+        return "LoHa" if isinstance(layer, LoHaLayer) else "LoKr"
     if isinstance(layer, AdaLoraLayer):
         return "AdaLoRA"
-    return "DoRA" if layer.use_dora.get(adapter) else "LoRA"
+    tucker = ", Tucker" if adapter in getattr(layer, "lora_core", ()) else ""
+    return ("DoRA" if layer.use_dora.get(adapter) else "LoRA") + tucker
 
 
 def _parameters_of(holder: Any, adapter: str) -> list[nn.Parameter]:

@@ -1,30 +1,38 @@
 """Where PEFT gets its layers: ``enable()`` makes it put ours where a 1-D convolution stands.
 
 PEFT asks a chain of dispatchers for a layer and looks the last one up by name at each call; that name is what we
-rebind. So every injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
+rebind. LoHa and LoKr have no such chain: there the method of PEFT's model class that makes one layer is ours. So every
+injection goes through here: ``get_peft_model``, ``add_adapter``, ``PeftModel.from_pretrained``.
 A few more names are rebound with it (`_REBOUND`): what PEFT leaves half done after an error is then undone, PEFT reads
 the files that it must not read without us, what was adapted is watched until the first forward, and functions of PEFT
 that know its own layers alone know ours (`audiolora.layers.peft_methods`). Importing audiolora changes nothing.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel, peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.lora import LoraModel
+from peft.tuners.loha import LoHaModel
+from peft.tuners.lokr import LoKrModel
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, save_and_load
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from audiolora import all_or_nothing, fitting
 from audiolora.allocation import WeightSpaceAdaLoraModel, validate_adapter_state_dict
-from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.interchange import PEFT_TYPE, WeightSpaceLoraConfig
+from audiolora.layers import eva
+from audiolora.layers.any_convolution import STOCK, channels_of, has_convolution_weight
+from audiolora.layers.interchange import CONFIGS
+from audiolora.layers.loha import LoHaConv1d
+from audiolora.layers.lokr import LoKrConv1d
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
+from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
 
@@ -59,6 +67,32 @@ def _dispatch(
     return LoraConv1d(target, adapter_name, config=config, **kwargs)
 
 
+def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d]) -> Callable[..., None]:
+    """``LoHaModel._create_and_replace`` and LoKr's, with our layer for a convolution."""
+    create_and_replace = model_class._create_and_replace
+
+    @functools.wraps(create_and_replace)
+    def ours(
+        self: Any, config: Any, adapter_name: str, target: Any, target_name: str, parent: nn.Module, current_key: str
+    ) -> None:
+        if ".parametrizations." in current_key:
+            return  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
+        base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+        convolution = isinstance(base, STOCK) or has_convolution_weight(base)
+        if isinstance(target, model_class.tuner_layer_cls) or not convolution:
+            try:
+                create_and_replace(self, config, adapter_name, target, target_name, parent, current_key)
+            except TypeError as error:
+                raise TypeError(f"{current_key}: {error}; leave it out of target_modules") from error
+            return
+        r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key), config.alpha)
+        layer = layer_class(target, adapter_name, config, r=r, alpha=alpha, target_name=current_key)
+        self._replace_module(parent, target_name, layer, target)
+
+    return ours
+
+
 def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
     _peft_inject_adapter(self, model, adapter_name, *args, **kwargs)
     watch_participation(model, adapter_name)
@@ -81,17 +115,20 @@ _ABSENT = object()
 # What enable() rebinds: (holder, name, ours). A holder is a module or a class, or a dict.
 _REBOUND: list[tuple[Any, str, Any]] = [
     (lora_model, "dispatch_default", _dispatch),
-    (LoraModel, "inject_adapter", all_or_nothing.inject_adapter),
+    (LoHaModel, "_create_and_replace", _lycoris_layer(LoHaModel, LoHaConv1d)),
+    (LoKrModel, "_create_and_replace", _lycoris_layer(LoKrModel, LoKrConv1d)),
+    *[(model, "inject_adapter", all_or_nothing.inject_adapter) for model in all_or_nothing.WEIGHT_SPACE],
     (BaseTuner, "inject_adapter", _inject_adapter),
     (BaseTuner, "merge_adapter", _merge_adapter),
     (BaseTuner, "_unload_and_optionally_merge", _unload_and_optionally_merge),
     (PeftModel, "load_adapter", all_or_nothing.load_adapter),
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
-    (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE, WeightSpaceLoraConfig),
+    *[(PEFT_TYPE_TO_CONFIG_MAPPING, name, config) for name, config in CONFIGS.items()],
     (PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ADALORA, WeightSpaceAdaLoraModel),
     (save_and_load, "_validate_lora_adapter_state_dict", validate_adapter_state_dict),
     *REPLACEMENTS,
+    *eva.REPLACEMENTS,
 ]
 
 

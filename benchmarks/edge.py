@@ -28,6 +28,7 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results" / "edge.csv"
 CHANNELS, LENGTHS, RANK, VARIABLES, HORIZON = (64, 256), (64, 256, 1024), 8, 7, 24
+DILATIONS, CHUNKS = (1, 2, 4, 8, 16, 32), (1, 8)
 ADAPTERS = 20
 
 
@@ -56,13 +57,15 @@ def main(*, only: str = "", rounds: int = 15) -> None:
             if only in name:
                 bundles = {form: exported(Path(folder), channels, form) for form in ("wsum", "fact", "merged")}
                 rows += [row for length in LENGTHS for row in latency(bundles, f"{name}.T{length}", length, rounds)]
+                streamed = {form: exported(Path(folder), channels, form, streaming=True) for form in ("wsum", "fact")}
+                rows += [row for steps in CHUNKS for row in streaming(bundles, streamed, name, steps, rounds)]
                 rows += loading(bundles, name, rounds) + memory(bundles, name) + sizes(bundles, name)
     rows.append(Row("import audiolora.edge", "", import_s(), "s", 0.3))
     show(rows)
     save(rows)
 
 
-def exported(folder: Path, channels: int, form: str) -> Path:
+def exported(folder: Path, channels: int, form: str, streaming: bool = False) -> Path:
     """A bundle with ADAPTERS adapters, signed, of a TCN forecaster; merged holds one."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -76,7 +79,7 @@ def exported(folder: Path, channels: int, form: str) -> Path:
     key = folder / "bench.key.pem"
     if not key.exists():
         make_keys(folder / "bench")
-    net = TCNForecaster(VARIABLES, HORIZON, channels=channels, dilations=(1, 2, 4, 8, 16, 32))
+    net = TCNForecaster(VARIABLES, HORIZON, channels=channels, dilations=DILATIONS)
     config = LoraConfig(r=RANK, target_modules=["conv1", "conv2"], init_lora_weights=False)
     with audiolora.enabled():
         model = get_peft_model(net, config, adapter_name="user0")
@@ -85,8 +88,8 @@ def exported(folder: Path, channels: int, form: str) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
-    out = folder / f"tcn{channels}-{form}"
-    export(model, out, torch.randn(2, VARIABLES, 64), form=form, key=key)
+    out = folder / f"tcn{channels}-{form}{'-stream' if streaming else ''}"
+    export(model, out, torch.randn(2, VARIABLES, 64), form=form, key=key, streaming=streaming)
     return out
 
 
@@ -121,6 +124,36 @@ def latency(bundles: dict[str, Path], shape: str, length: int, rounds: int) -> l
         rows.append(Row(f"{way} ÷ base", shape, statistics.median(ratios), "×", bounds.get(way)))
     swap = [one - other for one, other in zip(times["swapped wsum"], times["same wsum"], strict=True)]
     return [*rows, Row("swap", shape, 1e3 * statistics.median(swap), "ms", 1.0)]
+
+
+def streaming(bundles: dict[str, Path], streamed: dict[str, Path], name: str, steps: int, rounds: int) -> list[Row]:
+    """The next steps of a stream against the window that ends with them, run anew: bound, without a stream's states."""
+    draw = np.random.default_rng(0)
+    reads = 1 + 4 * sum(DILATIONS)  # two convolutions of three taps a dilation
+    window = draw.normal(size=(1, VARIABLES, reads - 1 + steps)).astype(np.float32)
+    chunk = window[..., -steps:].copy()
+    wsum, fact, again = (
+        opened(streamed["wsum"], 1),
+        opened(streamed["fact"], 1),
+        opened(bundles["wsum"], 1).bind("user0"),
+    )
+    ways = {
+        "bound": wsum.bind("user0").stream(),
+        "swapped wsum": wsum.stream("user0"),
+        "swapped fact": fact.stream("user0"),
+    }
+    calls: dict[str, Callable[[int], object]] = {
+        way: lambda i, push=stream.push: push(chunk) for way, stream in ways.items()
+    }
+    times = in_turns(calls | {"window": lambda i: again.run(window)}, rounds, calls=64)
+    shape = f"{name}.chunk{steps}"
+    rows = [Row("window run anew, bound", shape, 1e3 * statistics.median(times["window"]), "ms")]
+    for way in ways:
+        ratios = [one / other for one, other in zip(times[way], times["window"], strict=True)]
+        bound = 1 / 8 if steps == 1 and way == "bound" else None
+        rows.append(Row(f"stream, {way}", shape, 1e3 * statistics.median(times[way]), "ms"))
+        rows.append(Row(f"stream, {way} ÷ window", shape, statistics.median(ratios), "×", bound))
+    return rows
 
 
 def in_turns(ways: dict[str, Callable[[int], object]], rounds: int, calls: int) -> dict[str, list[float]]:

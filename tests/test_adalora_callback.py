@@ -278,7 +278,7 @@ def test_speech_models_train_their_convolutions_with_their_attention(
         ({"method": "lora"}, "method='lora' has no schedule"),
         ({"r": {"both": 2}}, "one budget for all modules"),
         ({"r": 5}, "init_r=4 is less than the target r=5"),
-        ({"use_rslora": True}, "use_rslora has no meaning for adalora"),
+        ({"use_rslora": True}, "use_rslora is LoRA's; adalora is scaled"),
     ],
     ids=str,
 )

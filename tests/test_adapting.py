@@ -116,7 +116,9 @@ def test_unloaded_it_can_be_adapted_again() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"method": "vera"}, r"method must be one of .*'lora', 'dora'.*, got 'vera'"),
+    ({"method": "vera"}, r"method must be one of \('lora', 'dora', 'loha', 'lokr', 'adalora'\), got 'vera'"),
+    ({"method": "loha", "dropout": 0.1}, "dropout=0.1 acts on.*loha.*rank_dropout or module_dropout"),
+    ({"method": "lokr", "use_rslora": True}, "use_rslora is LoRA's; lokr is scaled by alpha / r"),
     ({"r": 0}, "conv: r must be a positive integer, got 0; try r=8"),
     ({"r": -1}, "conv: r must be a positive integer, got -1; try r=8"),
     ({"r": True}, "conv: r must be a positive integer, got True; try r=8"),
@@ -202,5 +204,5 @@ def test_a_second_adapter_as_that_error_says() -> None:
 
 
 def test_the_package_names_what_it_has() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'adopt'; it has .*adapt, disable, enable"):
+    with pytest.raises(AttributeError, match="no attribute 'adopt'; it has .*adapt, adapter_config, disable, enable"):
         getattr(audiolora, "adopt")  # noqa: B009

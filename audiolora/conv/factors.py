@@ -23,6 +23,19 @@ Geometric parametrisation, with a length r (C_out,) and a direction θ like W, o
 (Salimans and Kingma, arXiv 1602.07868) is the same map with θ = W at the start:
 
     W = r · θ / ‖θ‖         differentiated through ‖θ‖, unlike DoRA's
+
+LoHa (FedPara, Hyeon-Woo et al., arXiv 2108.06098, proposition 1), ∘ the elementwise product of two low-rank matrices:
+
+    ΔW = s · (L₁·R₁) ∘ (L₂·R₂)                      L (C_out, r), R (r, C_in/g · k): a rank of up to r²
+
+LoKr (Yeh et al., arXiv 2309.14859), ⊗ the Kronecker product, its right side whole or of rank r:
+
+    ΔW = s · w₁ ⊗ w₂                                w₁ (a, c), w₂ (b, d·k), a·b = C_out, c·d = C_in/g
+    ΔW = s · w₂ ⊗ w₁  where w₂ (b, d, k) is whole   as PEFT has it, whose files mean the same here
+
+Tucker factors of a long kernel (FedPara, proposition 3; CP in LyCORIS): R = A goes through a core, 1×1 · k · 1×1:
+
+    A[i, c, t] = Σ_j G[i, j, t] · U[j, c]           G (r, q, k), U (q, C_in/g): r·q·k instead of r·(C_in/g)·k numbers
 """
 
 from collections.abc import Sequence
@@ -116,6 +129,81 @@ def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
         return weight + delta if recorded else delta.add_(weight)
     delta = _in_stored_order(delta, term.transposed_groups)  # a view: the sum puts it right in the same pass
     return (weight.view(delta.shape) + delta).reshape(weight.shape)
+
+
+def through_core(core: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """A (r, C_in/g, k) of a Tucker core G (r, q, k) and its input factor U (q, C_in/g).
+
+    Example:
+        >>> through_core(torch.ones(2, 3, 5), torch.ones(3, 7)).shape
+        torch.Size([2, 7, 5])
+    """
+    r, q, k = core.shape
+    return (core.transpose(1, 2).reshape(r * k, q) @ inner).view(r, k, -1).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A matrix as a product: left (m, r) · right (r, n)."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def product(self) -> torch.Tensor:
+        """(m, n), in float32 or better."""
+        work = torch.promote_types(self.left.dtype, torch.float32)
+        return self.left.to(work) @ self.right.to(work)
+
+
+def loha_delta(first: Pair, second: Pair, scaling: float) -> torch.Tensor:
+    """LoHa's ΔW as the matrix (C_out, C_in/g · k), in float32 or better.
+
+    Example:
+        >>> pair = Pair(torch.ones(4, 2), torch.ones(2, 15))
+        >>> loha_delta(pair, pair, scaling=0.5).unique().item()
+        2.0
+    """
+    return first.product() * (second.product() * scaling)
+
+
+def loha_as_lora(first: Pair, second: Pair, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """LoHa's ΔW = B·A exactly, of rank r²: the products of every two columns, and of every two rows.
+
+    Returns:
+        A (r², C_in/g · k) and B (C_out, r²), the scaling in B.
+    """
+    B = (first.left.unsqueeze(2) * second.left.unsqueeze(1)).flatten(1)
+    return (first.right.unsqueeze(1) * second.right).flatten(0, 1), B * scaling
+
+
+def lokr_delta(w1: torch.Tensor, w2: torch.Tensor, scaling: float) -> torch.Tensor:
+    """LoKr's ΔW as the matrix (a·b, c·d·k), in float32 or better.
+
+    Args:
+        w1: (a, c).
+        w2: (b, d·k), the right side of the product; or (b, d, k), its left side.
+        scaling: s.
+
+    Example:
+        >>> lokr_delta(torch.ones(2, 3), torch.ones(4, 10), scaling=0.5).shape
+        torch.Size([8, 30])
+    """
+    work = torch.promote_types(w1.dtype, torch.float32)
+    if w2.dim() == 2:
+        return torch.kron(w1.to(work) * scaling, w2.to(work))
+    swapped = w2.to(work)[:, None, :, None] * (w1.to(work) * scaling)[None, :, None, :, None]
+    return swapped.reshape(len(w2) * len(w1), -1)
+
+
+def lokr_as_lora(w1: torch.Tensor, w2: Pair, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """LoKr's ΔW = B·A exactly, of rank c·r: w₁ ⊗ (L·R) = (w₁ ⊗ L) · (1 ⊗ R).
+
+    Returns:
+        A (c·r, c·d·k) and B (a·b, c·r), the scaling in B.
+    """
+    ones = torch.eye(w1.shape[1], dtype=w1.dtype, device=w1.device)
+    # contiguous: torch.kron takes no transposed matrix here
+    return torch.kron(ones, w2.right.contiguous()), torch.kron(w1 * scaling, w2.left.contiguous())
 
 
 def _kernel_delta(term: LowRank) -> torch.Tensor:

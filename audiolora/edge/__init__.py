@@ -11,6 +11,7 @@ package with ``--no-deps``).
 
 from audiolora.edge.network import Network
 from audiolora.edge.session import Session
+from audiolora.edge.streaming import Stream
 from audiolora.export.errors import BundleError
 
-__all__ = ["BundleError", "Network", "Session"]
+__all__ = ["BundleError", "Network", "Session", "Stream"]

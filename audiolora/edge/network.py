@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiolora.edge.ctc import Audio, Word, transcribe_ctc, words_ctc
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
+from audiolora.edge.stream_forecasting import last_step
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
 from audiolora.export.tasks import Task
+
+if TYPE_CHECKING:
+    from audiolora.edge.streaming import Stream
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 """The one input of a graph, or its inputs by name."""
@@ -70,10 +76,10 @@ class Network:
         name, spec = self.graph(graph)
         given = x if isinstance(x, Mapping) else {spec.inputs[0].name: x}
         sizes: dict[str, int] = {}
-        feeds = _checked(spec.inputs, given, "inputs", sizes)
+        feeds = checked(spec.inputs, given, "inputs", sizes)
         if spec.states:
             taken = tuple(TensorSpec(state.input, state.shape, state.dtype) for state in spec.states)
-            feeds |= _checked(taken, initial(spec.states, sizes) if states is None else states, "states", sizes)
+            feeds |= checked(taken, initial(spec.states, sizes) if states is None else states, "states", sizes)
         active = self._active.get(name)
         names = [output.name for output in spec.outputs] + [state.output for state in spec.states]
         found = self._sessions[name].run(names, feeds, None if active is None else active.options)
@@ -106,7 +112,46 @@ class Network:
         """As `Session.forecast`."""
         if not isinstance(self.task, ForecastSettings):
             raise ValueError("this bundle is not a forecaster's, so it does not say how to scale; use run")
-        return forecast_from(self.task, history, device, self.run, ends=ends, time_zone=time_zone)
+        settings, streaming = self.task, bool(self.graph()[1].states)
+        run = (lambda z: last_step(settings, np.asarray(self.run(z)))) if streaming else self.run
+        return forecast_from(settings, history, device, run, ends=ends, time_zone=time_zone)
+
+    def stream(self) -> Stream:
+        """Streams through the graph, chunk by chunk; for a causal network that was exported for them.
+
+        Raises:
+            ValueError: the bundle's graph keeps no left context, or the adapter is not in the weights.
+        """
+        from audiolora.edge.streaming import Stream
+
+        name, spec = self.graph()
+        if self._active:
+            raise ValueError("the adapter of this network is given at each run; take session.stream(adapter)")
+        return Stream(self._sessions[name], spec, {}, self.task)
+
+    def transcribe(
+        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+    ) -> str | list[str]:
+        """As `Session.transcribe`."""
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return transcribe_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def words(
+        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+    ) -> list[Word] | list[list[Word]]:
+        """As `Session.words`."""
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return words_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
+
+    def _ctc(self) -> CtcSettings:
+        if not isinstance(self.task, CtcSettings):
+            raise ValueError("this bundle is of no speech model, so it does not say how audio becomes a text; use run")
+        return self.task
+
+    def _logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits = self.run(inputs)
+        assert isinstance(logits, np.ndarray)  # one output
+        return logits
 
 
 def initial(states: tuple[StateSpec, ...], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -156,9 +201,14 @@ def check_graph(session: Any, spec: GraphSpec, file: str) -> None:
         raise BundleError(f"{file}: its outputs are in another order than the manifest's; export it again")
 
 
-def _checked(
+def checked(
     specs: tuple[TensorSpec, ...], given: Mapping[str, Any], kind: str, sizes: dict[str, int]
 ) -> dict[str, np.ndarray]:
+    """The arrays, if they are what these specs say; ``sizes`` collects the free sizes.
+
+    Raises:
+        ValueError: other names, types or shapes.
+    """
     names = {spec.name for spec in specs}
     if given.keys() != names:
         raise ValueError(f"the {kind} are {', '.join(sorted(names))}, got {', '.join(sorted(given)) or 'none'}")

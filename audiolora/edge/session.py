@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.streaming import Stream
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
 from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
@@ -147,13 +149,25 @@ class Session:
         """
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
-        read: Adapter | None = None
-        if adapter is not None:
-            loaded = self._entry(adapter)
-            read = read_adapter(loaded.folder, base, **self._trust)
-            _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
-        tensors = _zeros(self.manifest) if read is None else read.tensors
+        tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
         return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
+
+    def stream(self, adapter: str | None = None) -> Stream:
+        """Streams through a causal network that was exported for them, chunk by chunk.
+
+        A stream keeps the adapter that is loaded now, whatever is loaded later; its files are read and verified once
+        more. ``session.bind(adapter).stream()`` is faster, for the time and the memory of a session.
+
+        Args:
+            adapter: its id; None runs the base.
+
+        Raises:
+            ValueError: the adapter is not loaded, or the bundle is not for streams.
+            BundleError: the adapter is not on disk any more as it was loaded.
+        """
+        name, graph = self._plain.graph()
+        slots = {} if adapter is None else _of_graph(self._read_again(adapter).tensors, graph)
+        return Stream(self._sessions[name], graph, slots, self.network(adapter).task)
 
     def forecast(
         self,
@@ -184,6 +198,54 @@ class Session:
         """
         return self.network(adapter).forecast(history, device=device, ends=ends, time_zone=time_zone)
 
+    def transcribe(
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        beam_width: int = 1,
+    ) -> str | list[str]:
+        """Audio in, text out.
+
+        Args:
+            audio: a mono clip (samples,), float, full scale at 1; or several clips.
+            sample_rate_hz: of the audio; it must be the model's.
+            adapter: as in `run`; its alphabet instead of the base's, if it has one.
+            batch_size: clips that run together, for a model that takes their lengths.
+            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text.
+
+        Returns:
+            The text, or the text of each clip.
+
+        Raises:
+            ValueError: no speech model's bundle, another sample rate, or a clip that is none or too short.
+
+        Example:
+            >>> session.transcribe(audio, 16_000, "anna")  # doctest: +SKIP
+            'seven'
+        """
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).transcribe(audio, sample_rate_hz, **how)
+
+    def words(
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        beam_width: int = 1,
+    ) -> list[Word] | list[list[Word]]:
+        """As `transcribe`, and where each word is.
+
+        Returns:
+            `ctc.Word`: text, start_s, end_s; for each clip, if there are several.
+        """
+        how = {"batch_size": batch_size, "beam_width": beam_width}
+        return self.network(adapter).words(audio, sample_rate_hz, **how)
+
     def selftest(self, adapter: str | None = None) -> float:
         """Run the input that was stored at export, and compare with what torch gave for it.
 
@@ -206,6 +268,12 @@ class Session:
                 f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
             )
         return worst
+
+    def _read_again(self, adapter: str) -> Adapter:
+        loaded = self._entry(adapter)
+        read = read_adapter(loaded.folder, self._base, **self._trust)
+        _check_unchanged(str(loaded.folder), read.sha256, loaded.sha256)
+        return read
 
     def _entry(self, adapter: str) -> Loaded:
         if adapter not in self._adapters:

@@ -36,6 +36,7 @@ from audiolora.export.manifests import (
     to_json,
 )
 from audiolora.export.signing import SIGNATURE_BYTES, Key, sign
+from audiolora.export.tasks import check_adapter_task
 from audiolora.export.tensors import read_tensors
 from audiolora.files import replace_folder
 
@@ -109,8 +110,11 @@ def read_adapter(
             f"{folder}: it has {', '.join(sorted(files))}, and an adapter of this base has "
             f"{', '.join(base.manifest.adapter_files())}; fetch it again"
         )
-    if manifest.task is not None and type(manifest.task) is not type(base.manifest.task):
-        raise BundleError(f"{folder}: its task is {manifest.task.KIND!r}, and the base's is another; fetch it again")
+    if manifest.task is not None:
+        try:
+            check_adapter_task(base.manifest.task, manifest.task)
+        except ValueError as error:
+            raise BundleError(f"{folder}: {error}; fetch it again") from None
     tensors = read_tensors(files[ADAPTER], f"{folder}/{ADAPTER}")
     check_slots(base.manifest, manifest, tensors, str(folder))
     return Adapter(manifest, digest, tensors, files[SELFTEST])

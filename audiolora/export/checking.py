@@ -12,6 +12,8 @@ from audiolora.edge.network import Network, difference
 from audiolora.edge.session import Session
 from audiolora.export.parts import Part
 from audiolora.export.prepared import Prepared
+from audiolora.export.streaming import StreamPlan
+from audiolora.export.streaming_parts import stream_difference
 
 
 def check_parity(
@@ -43,6 +45,9 @@ def check_parity(
             for inputs in work.trials(part):
                 wanted = work.reference(part, inputs, adapter)
                 off = max(off, *(_worst(_outputs(way, part, inputs), wanted) for way in ways))
+            if isinstance(part.view, StreamPlan):
+                streams = [session.stream(name), ways[1].stream()]
+                off = max(off, stream_difference(streams, part, work.reference, adapter))
         key = name or "base"
         found[key] = max(off, found.get(key, 0.0))  # an adapter may be called base
     allowed = session.manifest.tolerance

@@ -19,14 +19,17 @@ from torch import nn
 from audiolora.export import onnx as graphs
 from audiolora.export.bundle import entries, read_base, write_folder
 from audiolora.export.checking import check_parity
+from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
+from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
-from audiolora.export.parts import Dynamic, Part
+from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names, filled, slots_of
-from audiolora.export.tasks import Task
+from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
+from audiolora.export.tasks import Task, check_adapter_task
 from audiolora.export.tensors import write_tensors
 from audiolora.files import replace_folder
 
@@ -57,7 +60,9 @@ def export(
     parts: Sequence[Part] | None = None,
     task: Task | None = None,
     tasks: Mapping[str, Task] | None = None,
+    processor: Any = None,
     files: Mapping[str, bytes] | None = None,
+    streaming: bool = False,
     max_rank: int = 64,
     dora: bool = False,
     web: bool = False,
@@ -82,7 +87,11 @@ def export(
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
+        processor: transformers' processor of a CTC model (wav2vec2, HuBERT, …): graph and task follow from it, example
+            is a clip (samples,), by default noise, and its texts are compared too.
         files: more files of the base that the task needs, by name.
+        streaming: a causal network, for `audiolora.edge.Session.stream`: its left context becomes states of the graph.
+            One with a method ``at_every_step`` is exported with that.
         max_rank: no adapter of a larger rank will be loaded.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
@@ -94,7 +103,8 @@ def export(
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
-            network that torch cannot export, or an output that is off torch's by more than 1e-5. Nothing is left then.
+            network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
+            torch's by more than 1e-5. Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -112,11 +122,19 @@ def export(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
+    if processor is not None:
+        task, clip = _ctc(network, processor, task, parts, example)
+        parts, example = [ctc_part(task, processor, clip)], None
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
-        parts = [one_part(network, example, dynamic)]
-    elif example is not None or dynamic is not None:
-        raise ValueError("parts have examples and free sizes of their own; give no example and no dynamic beside them")
+        parts = [
+            streaming_part(network, example, dynamic, settings) if streaming else one_part(network, example, dynamic)
+        ]
+        check_scalers([settings, *(tasks or {}).values()] if streaming else [])
+    elif example is not None or dynamic is not None or streaming:
+        raise ValueError(
+            "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
+        )
     work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
     with _beside(target) as new:
         says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
@@ -126,6 +144,8 @@ def export(
             written = Path(new / "adapters" / bundle_id)
             _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if processor is not None:
+            check_texts(new, work, shipped, processor, [clip])
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
         replace_folder(new, target)
     return Exported(target, manifest, sizes, found)
@@ -175,7 +195,12 @@ def add_adapter(
     settings, network = _forecaster(model)
     own = task or settings
     own = None if own == base.manifest.task else own
-    work = Prepared.over(network, base, adapter, parts, example)
+    if parts is None and isinstance(base.manifest.task, CtcSettings):
+        parts = [Part({}, {}, view=ctc_view(base.manifest.task))]
+    view = plan_of(base.manifest, network) if parts is None else None
+    if view is not None:
+        check_scalers([own])
+    work = Prepared.over(network, base, adapter, parts, example, view or whole)
     with _beside(target) as new:
         written = new / bundle_id
         _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
@@ -243,6 +268,8 @@ def _write_adapter(
 ) -> None:
     from audiolora.edge.runtime import adapter_file
 
+    if task is not None:
+        check_adapter_task(manifest.task, task)
     tensors = filled(manifest.slots, work.folds[adapter])
     test: dict[str, np.ndarray] = {}
     for part in work.parts:
@@ -291,6 +318,16 @@ def _forecaster(model: Any) -> tuple[ForecastSettings | None, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a Forecaster, got {type(model).__name__}")
     return None, model
+
+
+def _ctc(
+    network: nn.Module, processor: Any, task: Task | None, parts: Any, example: Any
+) -> tuple[CtcSettings, np.ndarray]:
+    """The settings of a CTC model, and the clip of its self-test."""
+    if parts is not None or not (task is None or isinstance(task, CtcSettings)):
+        raise ValueError("a processor has the parts and the task of a CTC model with it; give none beside it")
+    settings = task or ctc_task(network, processor)
+    return settings, noise(settings) if example is None else np.asarray(example, np.float32)
 
 
 def _windows(settings: ForecastSettings) -> torch.Tensor:

@@ -125,7 +125,8 @@ def _with_path(func: Any, call: dict[str, Any], target: Target, slots: Mapping[s
     else:
         groups, kernel = call.get("groups", 1), A.view(-1, *target.kernel_shape[1:])
         kernel = kernel if target.transposed_groups is None else kernel.transpose(0, 1)
-        z = func(**{**call, "weight": kernel.repeat(groups, 1, 1)})
+        # Not repeated once: a small step would pay for each operator that is left in the graph.
+        z = func(**{**call, "weight": kernel.repeat(groups, 1, 1) if groups > 1 else kernel})
         y = func(**call) + F.conv1d(z, B.unsqueeze(2), groups=groups)
     if target.gain:
         gain = 1 + slots[f"{target.name}.gain"]
@@ -317,12 +318,14 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's talk about what is not installed, and its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

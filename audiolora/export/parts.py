@@ -31,6 +31,7 @@ class Part:
             computes this graph's outputs: a tensor or a tuple of tensors.
         states: input → output, by name: what the graph remembers.
         outputs: their names, states among them; None for ``y``, or ``y0``, ``y1``, …
+        more: further inputs to check parity on, of sizes that the example does not show; they are not stored.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -39,6 +40,7 @@ class Part:
     view: Callable[[nn.Module], nn.Module] = whole
     states: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
+    more: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def __post_init__(self) -> None:
         for what, names, there in (
@@ -65,8 +67,22 @@ class Part:
             raise ValueError(f"{self.name}: {count} outputs, and {len(self.outputs)} names for them")
         return self.outputs or (("y",) if count == 1 else tuple(f"y{i}" for i in range(count)))
 
+    def first_states(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The states before the first run on these inputs: zeros, and 0 for a free size that no input has."""
+        sizes = {
+            size: tensor.shape[axis]
+            for name, tensor in inputs.items()
+            for axis, size in self.dynamic.get(name, {}).items()
+        }
+        found = {}
+        for name in self.states:
+            example, free = self.inputs[name], self.dynamic.get(name, {})
+            shape = [sizes.get(free[i], 0) if i in free else size for i, size in enumerate(example.shape)]
+            found[name] = torch.zeros(shape, dtype=example.dtype)
+        return found
+
     def trials(self) -> list[dict[str, torch.Tensor]]:
-        """The example, and inputs of other sizes where those are free."""
+        """The example, inputs of other sizes where those are free, and what else there is."""
         names = list(dict.fromkeys(name for axes in self.dynamic.values() for name in axes.values()))
         more = {name: i + 1 for i, name in enumerate(names)}
         grown = {}
@@ -74,4 +90,4 @@ class Part:
             for axis, size in self.dynamic.get(name, {}).items():
                 tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(more[size], tensor.shape[axis]))], axis)
             grown[name] = tensor.contiguous()
-        return [dict(self.inputs), *([grown] if names else [])]
+        return [dict(self.inputs), *([grown] if names else []), *map(dict, self.more)]

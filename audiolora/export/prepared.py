@@ -66,15 +66,23 @@ class Prepared:
         return cls(plain, reference, folds, made, parts, merged)
 
     @classmethod
-    def over(cls, network: nn.Module, base: Base, adapter: str, parts: Sequence[Part] | None, example: Any) -> Prepared:
-        """With the slots and the self-test of a base that was exported before."""
+    def over(
+        cls,
+        network: nn.Module,
+        base: Base,
+        adapter: str,
+        parts: Sequence[Part] | None,
+        example: Any,
+        view: Callable[[nn.Module], nn.Module] = whole,
+    ) -> Prepared:
+        """With the slots and the self-test of a base that was exported before; ``view`` is that of its one graph."""
         if adapter not in adapter_names(network):
             raise ValueError(f"no adapter {adapter!r} in the network; it has {', '.join(adapter_names(network))}")
         twin = copied(network)
         folds = {adapter: fold(twin, adapter)}
         reference = Reference(twin)
         also = None if example is None else named_inputs(network, example)
-        views = {part.name: part.view for part in parts} if parts else {"base": whole}
+        views = {part.name: part.view for part in parts} if parts else {"base": view}
         if views.keys() != base.manifest.graphs.keys():
             raise ValueError(f"the base has the graphs {', '.join(base.manifest.graphs)}, got {', '.join(views)}")
         stored = [stored_part(base, name, view) for name, view in views.items()]
@@ -82,7 +90,9 @@ class Prepared:
 
     def trials(self, part: Part) -> list[dict[str, torch.Tensor]]:
         """The part's, and the example that was given besides."""
-        return part.trials() + ([] if self.also is None else [dict(self.also)])
+        if self.also is None:
+            return part.trials()
+        return [*part.trials(), dict(self.also) | part.first_states(self.also)]
 
 
 def stored_part(base: Base, graph: str, view: Callable[[nn.Module], nn.Module]) -> Part:

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from audiolora.export.ctc_runs import ctc_settings_of, processors
 from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
@@ -31,6 +32,7 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    processor: Path | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
@@ -43,6 +45,7 @@ def export_runs(
         base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
     Raises:
@@ -65,6 +68,11 @@ def export_runs(
         from audiolora.series.forecaster import Forecaster
 
         net = Forecaster.load(net, base).net
+    if (found := processors(folders, processor)) is not None:
+        _check_plain(base, shape, fixed_length)
+        ids = {f"run{i}": name for i, name in enumerate(folders)}
+        model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
+        return export(model, out, adapters=ids, **ctc_settings_of(model, ids, *found), **settings)
     return _exported(net, folders, out, base, shape, fixed_length, **settings)
 
 
@@ -94,9 +102,18 @@ def _exported(
         task = forecaster_task(_settings(of_base), time_zone)
         return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
     if shape is None:
-        raise ValueError("no run says what the network takes; give the shape of an input: --shape 2,5,168")
+        raise ValueError(
+            "no run says what the network takes; give the shape of an input: --shape 2,5,168, or for a CTC model its "
+            "processor's folder: --processor DIR"
+        )
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _check_plain(base: Path | None, shape: str | None, fixed_length: bool) -> None:
+    for name, given in (("--base", base), ("--shape", shape), ("--fixed-length", fixed_length)):
+        if given:
+            raise ValueError(f"a processor makes this a CTC model, which {name} is not for; leave it out")
 
 
 def _id(run: Path) -> str:
@@ -138,10 +155,17 @@ def _with_adapters(net: nn.Module, folders: dict[str, Path]) -> nn.Module:
     model: Any = net
     with enabled():
         for name, folder in folders.items():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), adapter_name=name)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            try:
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(folder), adapter_name=name)
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            except RuntimeError as error:  # load_state_dict
+                raise ValueError(
+                    f"{folder}: its tensors are not of the sizes of this {type(net).__name__}: "
+                    f"{' '.join(str(error).split())[:300]}; make the base with the sizes that it was trained over "
+                    "(vocab_size, of an alphabet)"
+                ) from error
     return model
 
 

@@ -6,7 +6,8 @@ Whatever the method, an adapter changes tensors of the base, and each change fol
 
 with W as the matrix (C_out, K) that `conv.factors` takes it for. LoRA and rslora are A and B, with the scaling in B;
 AdaLoRA is the same of the singular values that its budget left;
-DoRA has c = m / ‖V‖ = 1 + gain besides, a constant once it is trained; ``lora_bias`` is a delta of the bias; a head in
+DoRA has c = m / ‖V‖ = 1 + gain besides, a constant once it is trained; LoHa and LoKr on a convolution are an exact A
+and B too, of a higher rank, while that has fewer numbers than W; ``lora_bias`` is a delta of the bias; a head in
 ``modules_to_save`` is a delta of each of its tensors, and so is every other method that PEFT has a ``get_delta_weight``
 for. Zeros everywhere are the base itself, which is what "no adapter" is in every runtime.
 """
@@ -33,8 +34,12 @@ from audiolora.export.manifests import TensorSpec
 from audiolora.layers.adalora import RANKNUM_EPSILON, AdaLoraConv1d
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching
 from audiolora.layers.weight_norm import modernise_weight_norm
+
+_PRODUCT_RANK = 64
+"""A product of a higher rank is exported as ΔW; `exporting.export` takes ranks up to this unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ def fold(twin: nn.Module, adapter: str) -> dict[str, Fold]:
                 raise ValueError(f"{path}: adapters are merged into the base; call unmerge_adapter() before the export")
             found |= {f"{path}.{name}": part for name, part in _layer_folds(path, module, adapter).items()}
         elif isinstance(module, ModulesToSaveWrapper):
-            found |= {f"{path}.{name}": part for name, part in _saved_folds(module, adapter).items()}
+            found |= {f"{path}.{name}": part for name, part in _saved_folds(path, module, adapter).items()}
         elif isinstance(module, AuxiliaryTrainingWrapper) and adapter in module._adapters:
             raise ValueError(f"{path}: a {type(module).__name__} has no form for export; leave it out of the adapter")
     return found
@@ -188,6 +193,8 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
         return {}
     if isinstance(layer, LoraConv1d):
         return _lora_folds(layer, adapter, layer.term(adapter), layer.base_tensor())
+    if isinstance(layer, LycorisConv1d):
+        return {"weight": _lycoris_fold(layer, adapter)}
     base = layer.get_base_layer()
     linear = type(base) is nn.Linear and not getattr(layer, "fan_in_fan_out", False)
     if isinstance(layer, LoraLinear) and linear:
@@ -204,6 +211,16 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
             "that could be exported; merge it (merge_and_unload) and export the merged network"
         )
     return {"weight": Fold(delta=delta)}
+
+
+def _lycoris_fold(layer: LycorisConv1d, adapter: str) -> Fold:
+    """ΔW as the exact product that it is, or as it stands where that has fewer numbers (depthwise kernels, large r)."""
+    product = layer.as_lora(adapter)
+    if product is not None:
+        A, B = product
+        if len(A) <= _PRODUCT_RANK and A.numel() + B.numel() < layer.base_tensor().numel():
+            return Fold(A, B)
+    return Fold(delta=layer.get_delta_weight(adapter))
 
 
 def _lora_folds(layer: BaseTunerLayer, adapter: str, term: LowRank, weight: torch.Tensor) -> dict[str, Fold]:
@@ -227,10 +244,17 @@ def _adalora_fold(layer: AdaLoraLayer, adapter: str) -> Fold:
     return Fold(Q[kept], P[:, kept] * (values[kept] * scaling))
 
 
-def _saved_folds(wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
+def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
     if adapter not in wrapper.modules_to_save:
         return {}
     own, base = wrapper.modules_to_save[adapter].state_dict(), wrapper.original_module.state_dict()
+    for name in base:
+        if own[name].shape != base[name].shape:
+            raise ValueError(
+                f"{path}.{name}: {tuple(own[name].shape)} in adapter {adapter!r}, {tuple(base[name].shape)} in the "
+                "base, and a graph has one size (an alphabet of another size is another head): give the base this head "
+                "before the adapters are made, or export a bundle of its own"
+            )
     return {name: Fold(delta=own[name] - base[name]) for name in base if base[name].is_floating_point()}
 
 

@@ -164,6 +164,8 @@ def _roles(model: PeftModel) -> Iterator[tuple[str, str, nn.Parameter]]:
                 f"{path}: a fleet adapts nn.Conv1d, nn.ConvTranspose1d and nn.Linear, and this is a "
                 f"{type(base).__name__}; leave it out of target_modules"
             )
+        if _ADAPTER in getattr(layer, "lora_core", ()):
+            raise ValueError(f"{path}: a fleet trains A and B, not Tucker factors; take conv_factors='shared'")
         yield path, "A", layer.lora_A[_ADAPTER].weight
         yield path, "B", layer.lora_B[_ADAPTER].weight
         if layer.lora_B[_ADAPTER].bias is not None:

@@ -23,6 +23,7 @@ from audiolora.layers.mixed_batch import Samples, mixed_batch, samples_outside_o
 from audiolora.layers.weight_norm import (
     is_weight_norm,
     modernise_weight_norm,
+    own_class,
     parametrizations_of,
     restore_old_weight_norm,
 )
@@ -86,7 +87,8 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             ValueError: the weight is neither a parameter nor parametrized (something recomputes it, and would undo the
-                map in silence), has no shape yet, or is not of a floating-point type that a sum can be formed in.
+                map in silence), has no shape yet, is mapped by another method's layer, or is not of a floating-point
+                type that a sum can be formed in.
         """
         base = self.get_base_layer()
         self._originals = {}
@@ -99,6 +101,11 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             raise ValueError(
                 f"{self.path}: its weight is set by something else (spectral_norm, pruning, …), and a map on "
                 "it would be lost; take that off first, or use its form in torch.nn.utils.parametrizations"
+            )
+        if self.is_mapped("weight"):
+            raise ValueError(
+                f"{self.path}: it has an adapter of another method already, and audiolora puts one method on a "
+                "convolution; leave the module out of this config's target_modules, or add the adapter by itself"
             )
         if isinstance(base._parameters.get("weight"), nn.UninitializedParameter):
             raise ValueError(
@@ -129,7 +136,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
     def unmap_tensor(self, name: str) -> None:
         """Take the map off one tensor of the base; nothing happens where there is none."""
         base = self.get_base_layer()
-        if not self.is_mapped(name):
+        if not self.is_mapped(name) or parametrizations_of(base, name)[-1].layer is not self:  # another method's
             return
         own_class(base)
         chain = parametrizations_of(base, name)
@@ -269,7 +276,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             self._cache.clear()
             for name, value in merged.items():
                 _assign(base, name, value)
-            lost = [name for name, value in merged.items() if not _is_close(self.base_tensor(name), value)]
+            lost = [name for name, value in merged.items() if not is_close(self.base_tensor(name), value)]
             if lost and all(value.isfinite().all() for value in merged.values()):
                 self.unmerge()
                 raise ValueError(
@@ -325,18 +332,7 @@ class _Parametrizations(nn.Module):
         self._modules = chains._modules
 
 
-def own_class(base: nn.Module) -> None:
-    """Give a parametrized module a class that it shares with no deep copy of it.
-
-    torch puts the tensors' properties on a class made for the module, and ``copy.deepcopy`` keeps that class: adding or
-    removing one here would change every copy.
-    """
-    cls = type(base)
-    if parametrize.is_parametrized(base):
-        base.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
-
-
-def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """Up to what weight norm's division and product may round."""
     tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool(((actual - expected).abs() <= tolerance).all())

@@ -50,6 +50,12 @@ def check_combination(
     _check_numbers(adapters, weights, combination_type, density)
     for path, layer in layers.items():
         present = [name for name in adapters if name in layer.lora_A]
+        tucker = [name for name in present if name in layer.lora_core]
+        if tucker:
+            raise ValueError(
+                f"{path}: adapters {tucker} have Tucker factors, and their combination has none; activate all "
+                f"with model.base_model.set_adapter({present}), or merge them one after the other"
+            )
         dora = [name for name in present if layer.use_dora[name]]
         if dora:
             raise ValueError(

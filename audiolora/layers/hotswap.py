@@ -31,6 +31,8 @@ def pad_ranks(layers: Mapping[str, LoraConv1d], target_rank: int) -> None:
         ValueError: an adapter's rank is larger already; nothing is changed then.
     """
     for path, layer in layers.items():
+        if len(layer.lora_core):
+            raise ValueError(f"{path}: Tucker factors of adapters {list(layer.lora_core)} cannot be padded to a rank")
         for name, holder in layer.lora_A.items():
             if holder.weight.shape[0] > target_rank:
                 raise ValueError(

@@ -6,6 +6,8 @@ in PEFT's order too, so the same seed gives the same start. Where we differ from
 
 - groups: A is (r, C_in/g, k), shared by the groups, instead of r tied to g and no merge;
 - DoRA's norm is of W + ΔW as a kernel, right for groups too;
+- Tucker factors, which PEFT has for LoHa and LoKr alone (`lora_config(conv_factors="tucker")`), where k > 1:
+  ``lora_A (q, C_in/g, 1)`` with q = min(r, C_in/g), ``lora_core (r, q, k)``, ``lora_B (C_out, r, 1)``;
 - transposed convolutions, which PEFT refuses: the same factors, A over the inputs of a group and B over the outputs;
 - ``lora_bias`` is a map on the base's bias, so that it follows a forward that transposes its output.
 """
@@ -22,12 +24,11 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from audiolora.conv.batched import Adapter
-from audiolora.conv.factors import LowRank, adapted_weight, channel_norm
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, through_core
+from audiolora.layers import starts
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.interchange import mark
+from audiolora.layers.interchange import conv_factors, mark
 from audiolora.layers.low_rank import LowRankLayer
-
-SUPPORTED_INITS = (True, False, "gaussian")
 
 
 class Magnitude(nn.Module):
@@ -52,6 +53,7 @@ class LoraConv1d(LowRankLayer, LoraLayer):
         ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_core")
     magnitude_shape: tuple[int, ...] = (1, -1, 1)
 
     def __init__(
@@ -68,6 +70,7 @@ class LoraConv1d(LowRankLayer, LoraLayer):
             # PEFT does not know transposed convolutions' sizes; it does after the next line.
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             LoraLayer.__init__(self, base_layer)
+        self.lora_core = nn.ModuleDict()
         self.in_features, self.out_features = self._sizes()
         self._active_adapter = adapter_name
         self.path = kwargs.get("target_name") or type(base_layer).__name__
@@ -80,7 +83,8 @@ class LoraConv1d(LowRankLayer, LoraLayer):
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add an adapter to this layer."""
-        _check(config, r, lora_alpha, self.get_base_layer(), self.path)
+        with self._with_only(()):
+            _check(config, r, lora_alpha, self.get_base_layer(), self.path, bool(set(self.r) - {adapter_name}))
         if config.lora_bias:
             self.map_tensor("bias")  # only then: PEFT's bias="all" finds the base's by its name
         with self._with_only(()):  # the new adapter is incomplete until the end: whoever looks sees the plain base
@@ -94,9 +98,9 @@ class LoraConv1d(LowRankLayer, LoraLayer):
         self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        self.lora_A[adapter_name], self.lora_B[adapter_name] = self._factors(r, config.lora_bias)
-        self.reset_lora_parameters(adapter_name, config.init_lora_weights)
+        self._add_factors(adapter_name, r, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        starts.start(self, adapter_name, config)
         if config.use_dora:
             self.lora_magnitude_vector[adapter_name] = Magnitude(
                 self._start_magnitude(adapter_name), self.magnitude_shape
@@ -106,11 +110,23 @@ class LoraConv1d(LowRankLayer, LoraLayer):
         channels = channels_of(self.get_base_layer())
         return channels.in_channels, channels.out_channels
 
-    def _factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
-        """Holders of A and B: never called, but named, typed and drawn as in PEFT."""
+    def _add_factors(self, adapter_name: str, r: int, config: LoraConfig) -> None:
+        """Holders of the factors, with their start: never called, but named, typed and drawn as in PEFT."""
         channels = channels_of(self.get_base_layer())
-        A = nn.Conv1d(channels.in_per_group, r, channels.kernel_size, bias=False)
-        return A, nn.Conv1d(r, channels.out_channels, 1, bias=bias)
+        kernel = channels.kernel_size
+        tucker = conv_factors(config) == "tucker" and kernel > 1  # a pointwise kernel is a 1×1 already
+        q = min(r, channels.in_per_group) if tucker else r
+        self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, q, 1 if tucker else kernel, bias=False)
+        if tucker:
+            self.lora_core[adapter_name] = nn.Conv1d(q, r, kernel, bias=False)
+        self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
+        self._draw(adapter_name, config)
+        if tucker:  # orthonormal rows: then A has the spread that PEFT's start gives it
+            nn.init.orthogonal_(self.lora_A[adapter_name].weight.flatten(1))
+
+    def _draw(self, adapter_name: str, config: LoraConfig) -> None:
+        init = config.init_lora_weights
+        self.reset_lora_parameters(adapter_name, init if init in (True, False, "gaussian") else True)
 
     def _start_magnitude(self, adapter_name: str) -> torch.Tensor:
         """‖W + ΔW‖ (C_out,), so that c = 1 and the adapted layer starts as the base; empty on ``meta``."""
@@ -124,6 +140,9 @@ class LoraConv1d(LowRankLayer, LoraLayer):
     def term(self, adapter_name: str) -> LowRank:
         """The adapter's low-rank term."""
         A, B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
+        if adapter_name in self.lora_core:
+            core: Any = self.lora_core[adapter_name]
+            A = through_core(core.weight, A.flatten(1))
         base = self.get_base_layer()
         groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
         return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
@@ -136,7 +155,8 @@ class LoraConv1d(LowRankLayer, LoraLayer):
 
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
         magnitude = self.magnitude_of(adapter)
-        factors = [self.lora_A[adapter].weight, self.lora_B[adapter].weight]
+        holders: tuple[Any, ...] = (self.lora_A, self.lora_B, self.lora_core)
+        factors = [holder[adapter].weight for holder in holders if adapter in holder]
         return factors if magnitude is None else [*factors, magnitude]
 
     def settings_of(self, adapter: str) -> Hashable:
@@ -175,16 +195,19 @@ def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:
     return f"alpha must be a {'finite' if inference else 'positive'} number, got {alpha!r}"
 
 
-def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str) -> None:
+def _check(config: LoraConfig, r: int, alpha: float, base: nn.Module, where: str, others: bool) -> None:
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"{where}: r must be a positive integer, got {r!r}; try r=8")
     why = alpha_refused(alpha, inference=config.inference_mode)
     if why is not None:
         raise ValueError(f"{where}: {why}; try lora_alpha={2 * r}")
-    if config.init_lora_weights not in SUPPORTED_INITS:
+    why = starts.refused(config, r, base, others)
+    if why is not None:
+        raise ValueError(f"{where}: {why}")
+    if conv_factors(config) == "tucker" and config.init_lora_weights not in (True, False):
         raise ValueError(
-            f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for a convolution here; "
-            f"use one of {SUPPORTED_INITS}"
+            f"{where}: init_lora_weights={config.init_lora_weights!r} is not defined for Tucker factors; leave it at "
+            "True, or take conv_factors='shared'"
         )
     if config.lora_bias and config.bias != "none":
         raise ValueError(f"{where}: lora_bias=True adapts the bias that bias={config.bias!r} trains; set bias='none'")

@@ -5,6 +5,7 @@ lost, and nothing is said. Here the adapter is a map on the weight, as on a conv
 parametrization or is refused. Keys, shapes and the start are PEFT's; a linear layer with a plain weight stays PEFT's.
 """
 
+from peft import LoraConfig
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -20,8 +21,10 @@ class LoraLinear(LoraConv1d):
         base = self.get_base_layer()
         return base.in_features, base.out_features
 
-    def _factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
-        return nn.Linear(self.in_features, r, bias=False), nn.Linear(r, self.out_features, bias=bias)
+    def _add_factors(self, adapter_name: str, r: int, config: LoraConfig) -> None:
+        self.lora_A[adapter_name] = nn.Linear(self.in_features, r, bias=False)
+        self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=config.lora_bias)
+        self._draw(adapter_name, config)
 
 
 def is_computed_linear(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -176,13 +177,13 @@ def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], Any]]:
 
 
 def _outermost_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The adapted layers that LoRA made; not one inside another, which the outer one may use as it likes."""
+    """The adapted layers that LoRA, LoHa and LoKr made; not one inside another, which the outer one may use."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if not isinstance(module, BaseTunerLayer) or name.startswith(inside):
             continue
         inside = (*inside, name + ".")
-        if isinstance(module, (LoraLayer, WeightSpaceLayer)):
+        if isinstance(module, (LoraLayer, LycorisLayer, WeightSpaceLayer)):
             yield name, module
 
 

@@ -3,15 +3,17 @@
 ``audiolora.enable()`` puts each in the place of PEFT's, which it calls for everything that is not ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import loraga
 from peft.tuners.lora.model import LoraModel
 from peft.utils import hotswap, save_and_load
 from torch import nn
 
+from audiolora.layers.any_convolution import STOCK, has_convolution_weight
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.combination import check_combination, combine_adapters
 from audiolora.layers.hotswap import fitted, pad_ranks, settle
@@ -22,6 +24,7 @@ _peft_add_weighted_adapter = LoraModel.add_weighted_adapter
 _peft_combine_by_svd = LoraModel._svd_generalized_task_arithmetic_weighted_adapter
 _peft_combine_factors = LoraModel._generalized_task_arithmetic_weighted_adapter
 _peft_key_to_original_key = save_and_load._peft_key_to_original_key
+_peft_modules_with_gradients = loraga.get_target_modules
 _peft_pad_lora_weights = hotswap._pad_lora_weights
 _peft_hotswap = hotswap.hotswap_adapter_from_state_dict
 
@@ -116,6 +119,25 @@ def hotswap_adapter_from_state_dict(
     settle(layers, tensors, adapter_name, config)
 
 
+def _modules_with_gradients(model: nn.Module, config: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
+    """For LoRA-GA's ``preprocess_loraga``: PEFT's modules, and convolutions.
+
+    Raises:
+        ValueError: a convolution whose weight is computed, so that no gradient stays on it.
+    """
+    yield from _peft_modules_with_gradients(model, config)
+    for name, module in model.named_modules():
+        if not (isinstance(module, STOCK) or has_convolution_weight(module)):
+            continue
+        if LoraModel._check_target_module_exists(config, name):
+            if not isinstance(module._parameters.get("weight"), nn.Parameter):
+                raise ValueError(
+                    f"{name}: its weight is computed (weight_norm, …), and LoRA-GA needs the gradient of a parameter; "
+                    "take that off first, or leave the module to another start such as 'pissa'"
+                )
+            yield name, module
+
+
 def _key_of_the_base(model: nn.Module, peft_key: str) -> str:
     """A tensor's name before adaptation, for PEFT's ``get_base_model_state_dict`` and ``set_base_model_state_dict``."""
     before, found, after = peft_key.rpartition(".parametrizations.")
@@ -133,6 +155,7 @@ REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (LoraModel, "_generalized_task_arithmetic_weighted_adapter", _combine_factors),
     (hotswap, "_pad_lora_weights", _pad_lora_weights),
     (hotswap, "hotswap_adapter_from_state_dict", hotswap_adapter_from_state_dict),
+    (loraga, "get_target_modules", _modules_with_gradients),
     (save_and_load, "_peft_key_to_original_key", _key_of_the_base),
 )
 """Where PEFT looks a function up, its name there, and ours."""

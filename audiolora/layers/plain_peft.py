@@ -2,7 +2,8 @@
 
 PEFT adds B(A(x)) to the base's output, with A and B modules of the base's own class: ``type(base)(C_in, r, k, stride,
 padding)``. That is W + s·BA where a convolution is ordinary. Where dilation, groups, a padding mode, a computed weight
-or a hook is left out of that path, it is another function; for a class with a forward or a constructor of its own
+or a hook is left out of that path, it is another function (LoHa and LoKr run ``F.conv1d`` with ΔW, and leave out the
+padding mode alone); for a class with a forward or a constructor of its own
 there is no telling from outside, so PEFT's layer is run beside the weight's map on random numbers.
 """
 
@@ -11,7 +12,9 @@ import warnings
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from peft.tuners.loha.layer import Conv1d as PeftLoHa
+from peft.tuners.lokr.layer import Conv1d as PeftLoKr
 from peft.tuners.lora.layer import Conv1d as PeftConv1d
 from torch import nn
 from torch.nn.utils import parametrize
@@ -26,14 +29,14 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NOT_COPIED = {"_parameters", "_modules", "forward", "_old_forward"}
 
 
-def why_plain_peft_differs(base: nn.Module, config: LoraConfig) -> str | None:
+def why_plain_peft_differs(base: nn.Module, config: PeftConfig) -> str | None:
     """Why PEFT's own layer would compute something else with this adapter, fail, or lose a merge; None if it agrees.
 
     The function of a batch in ``eval`` mode is meant. Torch's random state stays as it was.
 
     Args:
         base: the convolution, with or without audiolora's map on its weight.
-        config: the adapter's; ``use_dora`` and ``lora_bias`` matter.
+        config: the adapter's, LoRA's, LoHa's or LoKr's; of LoRA's ``use_dora`` and ``lora_bias`` matter.
 
     Returns:
         The reason in a few words, or None.
@@ -48,16 +51,19 @@ def why_plain_peft_differs(base: nn.Module, config: LoraConfig) -> str | None:
         return _setting_differs(base, cls)
     if not isinstance(base, nn.Conv1d):
         return f"PEFT adapts no {cls.__name__}"
-    return _geometry_differs(base) or _setting_differs(base, cls) or _class_differs(base, cls, config)
+    why = _geometry_differs(base, isinstance(config, LoraConfig)) or _setting_differs(base, cls)
+    return why or _class_differs(base, cls, config)
 
 
-def _geometry_differs(base: nn.Conv1d) -> str | None:
-    if base.groups > 1:
+def _geometry_differs(base: nn.Conv1d, factored: bool) -> str | None:
+    """Where PEFT runs the factors by themselves, or (LoHa, LoKr) ΔW as a whole."""
+    if factored and base.groups > 1:
         return f"groups={base.groups}, which share the factor A here"
-    if base.dilation[0] > 1 and base.kernel_size[0] > 1:
+    if factored and base.dilation[0] > 1 and base.kernel_size[0] > 1:
         return f"dilation={base.dilation[0]}, which the factor A of PEFT does not have"
     if base.padding_mode != "zeros" and any(base._reversed_padding_repeated_twice):
-        return f"padding_mode={base.padding_mode!r}, which the factor A of PEFT does not have"
+        path = "the factor A of PEFT" if factored else "PEFT's convolution with ΔW"
+        return f"padding_mode={base.padding_mode!r}, which {path} does not have"
     return None
 
 
@@ -76,7 +82,7 @@ def _setting_differs(base: nn.Conv1d | nn.Linear, cls: type) -> str | None:
     return None
 
 
-def _class_differs(base: nn.Conv1d, cls: type, config: LoraConfig) -> str | None:
+def _class_differs(base: nn.Conv1d, cls: type, config: PeftConfig) -> str | None:
     """A subclass with PEFT's layer on it, against the same subclass with W' for its weight."""
     if cls is nn.Conv1d:
         return None
@@ -91,18 +97,11 @@ def _class_differs(base: nn.Conv1d, cls: type, config: LoraConfig) -> str | None
     return None if agrees else f"PEFT's layer on {cls.__name__} is another function"
 
 
-def _same_output(base: nn.Conv1d, cls: type, config: LoraConfig, length: int) -> bool:
+def _same_output(base: nn.Conv1d, cls: type, config: PeftConfig, length: int) -> bool:
     generator = torch.Generator().manual_seed(length)
-    plain = _plain_copy(base, cls)
-    settings = {"use_dora": config.use_dora, "lora_bias": config.lora_bias}
-    layer = PeftConv1d(plain, "probe", config=LoraConfig(r=2, **settings), r=2, lora_alpha=3).eval()
-    _fill(layer, generator)
-    s, A, B = layer.scaling["probe"], layer.lora_A["probe"].weight, layer.lora_B["probe"]
-    magnitude = layer.lora_magnitude_vector["probe"].weight if config.use_dora else None
+    layer, weight, bias = _adapted_by_peft(_plain_copy(base, cls), config, generator)
     ours = _plain_copy(base, cls)
-    term = LowRank(A, B.weight.flatten(1), s)
-    ours._parameters["weight"] = nn.Parameter(adapted_weight(plain.weight, term, magnitude))
-    bias = plain.bias + s * B.bias if config.lora_bias else plain.bias
+    ours._parameters["weight"] = nn.Parameter(weight)
     ours._parameters["bias"] = None if bias is None else nn.Parameter(bias)
 
     def run(module: nn.Module) -> Any:
@@ -117,6 +116,24 @@ def _same_output(base: nn.Conv1d, cls: type, config: LoraConfig, length: int) ->
     unmerged = run(layer)
     layer.merge()
     return all(y.shape == expected.shape and torch.allclose(y, expected, 1e-9, 1e-9) for y in (unmerged, run(layer)))
+
+
+def _adapted_by_peft(
+    plain: Any, config: PeftConfig, generator: torch.Generator
+) -> tuple[Any, torch.Tensor, torch.Tensor | None]:
+    """PEFT's layer around a convolution, with random factors, and the W' and b' that they stand for."""
+    if not isinstance(config, LoraConfig):
+        kind, settings = (PeftLoHa, LoHaConfig) if isinstance(config, LoHaConfig) else (PeftLoKr, LoKrConfig)
+        layer = kind(plain, "probe", config=settings(r=2), r=2, alpha=3).eval()
+        _fill(layer, generator)
+        return layer, plain.weight + layer.get_delta_weight("probe"), plain.bias
+    options = {"use_dora": config.use_dora, "lora_bias": config.lora_bias}
+    layer = PeftConv1d(plain, "probe", config=LoraConfig(r=2, **options), r=2, lora_alpha=3).eval()
+    _fill(layer, generator)
+    s, A, B = layer.scaling["probe"], layer.lora_A["probe"].weight, layer.lora_B["probe"]
+    magnitude = layer.lora_magnitude_vector["probe"].weight if config.use_dora else None
+    weight = adapted_weight(plain.weight, LowRank(A, B.weight.flatten(1), s), magnitude)
+    return layer, weight, plain.bias + s * B.bias if config.lora_bias else plain.bias
 
 
 def _plain_copy(base: nn.Conv1d, cls: type) -> Any:

@@ -26,6 +26,17 @@ def parametrizations_of(module: nn.Module, name: str) -> parametrize.Parametriza
     return chain
 
 
+def own_class(base: nn.Module) -> None:
+    """Give a parametrized module a class that it shares with no deep copy of it.
+
+    torch puts the tensors' properties on a class made for the module, and ``copy.deepcopy`` keeps that class: adding or
+    removing one here would change every copy.
+    """
+    cls = type(base)
+    if parametrize.is_parametrized(base):
+        base.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+
+
 def is_weight_norm(chain: parametrize.ParametrizationList) -> bool:
     """Whether torch's weight norm or `Geometric`, functions of their two tensors alone, is the first parametrization
     and the only one before audiolora's."""

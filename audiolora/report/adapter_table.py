@@ -118,7 +118,10 @@ def _adapted_weights(shapes: dict[str, tuple[int, ...]], folder: Path) -> tuple[
         if a is None or b is None:
             raise ValueError(f"{folder}: the adapter is damaged: {module} has {sorted(factors)}, not lora_A and lora_B")
         parameters = sum(_size(shape) for shape in factors.values())
-        weights.append(AdaptedWeight(module, (b[0], *a[1:]), a[0], parameters))
+        r, _, *kernel = factors.get(
+            "lora_core", a
+        )  # Tucker factors: (r, q, k) between (q, C_in/g, 1) and (C_out, r, 1)
+        weights.append(AdaptedWeight(module, (b[0], a[1], *kernel), r, parameters))
     if not weights:
         raise ValueError(f"{folder}: the adapter is damaged: {WEIGHTS_FILE} holds no LoRA factors")
     return tuple(weights)

@@ -97,7 +97,8 @@ def plain_kernels() -> Iterator[None]:
     """No gradients, and convolutions as sums over their taps: FFT and Winograd kernels would spread a NaN."""
     before = torch.backends.mkldnn.set_flags(False)  # its flags() warns of a TF32 that nobody asked for
     try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        # NNPACK would take over from oneDNN for batches of 16 and more.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
         torch.backends.mkldnn.set_flags(before[0])
@@ -147,7 +148,7 @@ def _check_length(net: nn.Module, run: Forward, x: torch.Tensor, y: Any, time_di
     raise NotCausal(
         f"{length} steps of input gave an output {got}{where}. Step by step there must be one output a step of input "
         f"along axis {time_dim}: pad on the left by (kernel_size - 1) · dilation, use stride 1, and leave out what "
-        "picks or pools steps (or name the method that does, as forward=)"
+        "picks or pools steps (or in a method of its own: forward= of a Stream, at_every_step of a network in a bundle)"
     )
 
 

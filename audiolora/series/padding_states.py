@@ -37,7 +37,7 @@ class PaddingStates:
         Raises:
             StatesDoNotFit: a padding that has no state, or other paddings than those the state is of.
         """
-        watch = _Paddings(x.shape[self._time_dim], state)
+        watch = Paddings(x.shape[self._time_dim], state)
         with watch:
             y = self._forward(x)
         if state and watch.after.keys() != state.keys():
@@ -45,8 +45,13 @@ class PaddingStates:
         return y, watch.after
 
 
-class _Paddings(TorchFunctionMode):
-    """Replaces what is padded on the left; ``after`` is the state that follows."""
+class Paddings(TorchFunctionMode):
+    """Replaces what is padded on the left; ``after`` is the state that follows.
+
+    Args:
+        steps: of the chunk.
+        before: the state, or ``{}`` before the first step.
+    """
 
     def __init__(self, steps: int, before: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
@@ -95,17 +100,26 @@ class _Paddings(TorchFunctionMode):
         if input.shape[-1] < self.steps:
             raise StatesDoNotFit(f"a tensor of {input.shape[-1]} steps is padded, and the chunk has {self.steps}")
         name = f"padding{len(self.after)}"
-        if self.before and name not in self.before:
-            raise StatesDoNotFit(f"the state has no {name}")
-        past = self.before[name] if self.before else _start(input, left, mode, value)
-        joined = torch.cat([past, input], -1)
-        # Not the last steps: to the right of the chunk's own there may be some that the network cuts off later.
-        self.after[name] = joined[..., self.steps : self.steps + left].clone()
+        joined = torch.cat([self.past(name, input, left, mode, value), input], -1)
+        # To the right of the chunk's own steps there may be some that the network cuts off later. Where there are none,
+        # the same is said without the number of steps, which a graph would have to compute.
+        whole = input.shape[-1] == self.steps
+        self.keep(name, joined[..., -left:] if whole else joined[..., self.steps : self.steps + left])
         return joined
 
+    def past(self, name: str, input: torch.Tensor, left: int, mode: str, value: float) -> torch.Tensor:
+        """What stands to the left of this chunk's tensor: (…, left)."""
+        if self.before and name not in self.before:
+            raise StatesDoNotFit(f"the state has no {name}")
+        return self.before[name] if self.before else start(input, left, mode, value)
 
-def _start(input: torch.Tensor, left: int, mode: str, value: float) -> torch.Tensor:
-    """What the network itself pads before the first step."""
+    def keep(self, name: str, steps: torch.Tensor) -> None:
+        """Remember what will stand to the left of the next chunk's: (…, left)."""
+        self.after[name] = steps.clone()
+
+
+def start(input: torch.Tensor, left: int, mode: str, value: float) -> torch.Tensor:
+    """What the network itself pads before the first step: (…, left)."""
     first = input[..., :1].expand(*input.shape[:-1], left)
     return first if mode == "replicate" else torch.full_like(first, value)
 

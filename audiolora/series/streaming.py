@@ -84,6 +84,7 @@ class Stream:
         self.receptive_field = receptive_field(net, channels, forward=forward, time_dim=time_dim)
         self.state: State = {}
         self._states = PaddingStates(self._forward, time_dim)
+        self._rows: dict[str, int] = {}
         self._empty = self._check_context()
         why = "" if mode == "context" else self._why_no_states()
         if mode == "states" and why:
@@ -138,7 +139,7 @@ class Stream:
             raise ValueError(f"a chunk must be {layout}, got {tuple(x.shape)}")
         wanted = "context" if self.mode == "context" else "padding0"
         for name, tensor in state.items():
-            if wanted not in state or tensor.shape[0] != x.shape[0]:
+            if wanted not in state or tensor.shape[0] != x.shape[0] * self._rows.get(name, 1):
                 raise ValueError(
                     f"the state ({name}: {tuple(tensor.shape)}) is not one of {x.shape[0]} streams in mode "
                     f"{self.mode!r}; push as many streams as before, or begin anew with reset()"
@@ -180,6 +181,8 @@ class Stream:
                     begin += n
             except (StatesDoNotFit, RuntimeError, IndexError) as error:
                 return str(error).splitlines()[0]
+        # A network that runs each channel by itself pads N · C rows.
+        self._rows = {name: max(1, tensor.shape[0] // x.shape[0]) for name, tensor in state.items()}
         chunked = torch.cat(pieces, self.time_dim)
         if chunked.shape != whole.shape or not torch.equal(chunked.isnan(), whole.isnan()):
             return "something other than a padded convolution looks back in time"

@@ -27,6 +27,7 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.export.ctc_models import ctc_model, processor
     from tests.series.tiny_fleet import adapted, forecaster, tiny_net
 
     monkeypatch.chdir(tmp_path)
@@ -34,6 +35,8 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forecaster(tiny_net(seed=4)).save("devices/base")
     for name in ("pump1", "pump2"):
         forecaster(adapted(tiny_net(seed=4))).save(f"devices/{name}")
+    ctc_model(num_hidden_layers=1).save_pretrained("wav2vec2-digits")
+    processor(tmp_path).save_pretrained("wav2vec2-digits")
     names: dict[str, object] = {"__name__": "page"}
     torch.manual_seed(0)
     for language, text in blocks():

@@ -13,13 +13,16 @@ from tests.export.small_bundle import factors, reference, sample, write_adapter,
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = ("torch", "peft", "transformers", "safetensors", "pandas", "scipy", "onnx", "rich", "cyclopts", "sklearn")
 
-PROGRAM = """
+BEFORE = f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {forbidden!r}:
+        if name.partition(".")[0] in {FORBIDDEN!r}:
             raise ImportError(name + " is not installed here")
 sys.meta_path.insert(0, Refuse())
+"""
+
+PROGRAM = """
 import audiolora
 import audiolora.edge
 assert "onnxruntime" not in sys.modules  # no work at import
@@ -32,6 +35,18 @@ assert session.selftest("user1") < 1e-5
 """
 
 
+def run_without_torch(program: str) -> None:
+    """In a process that can import none of `FORBIDDEN`."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE + program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     import numpy as np
 
@@ -40,15 +55,7 @@ def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     write_adapter(tmp_path / "b", key=private)
     np.save(tmp_path / "x.npy", sample())
     files = {name: str(tmp_path / f"{name}.npy") for name in "xy"}
-    program = PROGRAM.format(forbidden=FORBIDDEN, bundle=str(tmp_path / "b"), key=str(public), **files)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_without_torch(PROGRAM.format(bundle=str(tmp_path / "b"), key=str(public), **files))
     swapped, bound, base = np.load(files["y"])
     for found, adapter in ((swapped, factors()), (bound, factors()), (base, None)):
         np.testing.assert_allclose(found, reference(sample(), adapter), rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.layers import test_lora as contract
+from tests.layers import test_lycoris as lycoris
 from tests.layers.convolutions import METHODS, Convolution, old_weight_norm, weight_norm
 
 WRAPS = {"plain": None, "weight_norm": weight_norm, "old weight_norm": old_weight_norm}
@@ -89,3 +90,14 @@ def test_the_contract(row: Convolution, method: str) -> None:
         contract.test_saved_and_loaded_it_is_the_same(row, method, Path(folder))
     if row.batched:
         contract.test_a_mixed_batch_is_each_sample_by_itself(row, method)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(row=st.one_of(ordinary(), transposed()), method=st.sampled_from(sorted(lycoris.METHODS)))
+def test_the_contract_of_loha_and_lokr(row: Convolution, method: str) -> None:
+    lycoris.test_starts_as_the_base_and_unloads_to_it(row, method)
+    lycoris.test_forward_and_gradients_are_those_of_the_dense_formula(row, method)
+    lycoris.test_merge_unmerge_disable_and_merge_and_unload(row, method)
+    lycoris.test_as_a_product_it_is_the_same_update(row, method)
+    with tempfile.TemporaryDirectory() as folder:
+        lycoris.test_saved_and_loaded_it_is_the_same_and_plain_peft_agrees_or_refuses(row, method, Path(folder))

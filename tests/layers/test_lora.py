@@ -326,8 +326,8 @@ def test_a_base_that_trains_gets_its_gradient(method: str) -> None:
         ({"r": -1}, "conv.*-1.*r=8"),
         ({"r": True}, "conv.*True.*r=8"),
         ({"r": 2.5}, "conv.*2.5.*r=8"),
-        ({"init_lora_weights": "pissa"}, "conv.*'pissa'.*gaussian"),
-        ({"init_lora_weights": "olora"}, "conv.*'olora'.*gaussian"),
+        ({"init_lora_weights": "mica"}, "conv.*'mica'.*gaussian"),
+        ({"init_lora_weights": "corda"}, "conv.*'corda'.*gaussian"),
     ],
     ids=str,
 )

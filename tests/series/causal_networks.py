@@ -84,6 +84,25 @@ class Squeeze(nn.Module):
         return x * torch.sigmoid(self.gate(self.pool(x)))
 
 
+class EachChannel(nn.Module):
+    """The same convolution over every channel by itself: what it pads is (N · C, 1, L)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = CausalConv1d(1, 4, 3, dilation=2), nn.Conv1d(4 * CHANNELS, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, channels, length = x.shape
+        return self.mix(self.conv(x.reshape(n * channels, 1, length)).reshape(n, -1, length))
+
+
+class TransposedConv1d(nn.ConvTranspose1d):
+    """Its surplus steps cut off on the right: causal, and nothing is padded."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input)[..., : input.shape[-1]]
+
+
 class StepsFirst(nn.Module):
     """(N, L, C) in and out."""
 
@@ -121,7 +140,13 @@ CAUSAL: dict[str, Callable[[], nn.Module]] = {
     "pad once": PadOnce,
     "batch norm": lambda: nn.Sequential(CausalConv1d(C, 4, 2), nn.BatchNorm1d(4), nn.Dropout(0.5)),
     "pointwise": lambda: nn.Sequential(nn.Conv1d(C, 4, 1), nn.Tanh()),
+    "each channel by itself": EachChannel,
     "pytorch-tcn": pytorch_tcn,
+}
+
+CONTEXT: dict[str, Callable[[], nn.Module]] = {
+    "shifted by slicing": lambda: nn.Sequential(Shift(), CausalConv1d(C, 2, 3)),
+    "transposed": lambda: nn.Sequential(TransposedConv1d(C, 4, 3), nn.GELU(), CausalConv1d(4, 2, 2)),
 }
 
 NOT_CAUSAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
