@@ -4,11 +4,11 @@
     AUDIOLORA_DATA=… python benchmarks/geometric.py --seeds 2 --steps 20
 
 Spoken digits (FSDD), told apart by five convolutions over log-mel frames. Speakers are not shared: three train, one is
-the development part, two are the test. All columns start from the same weights,
-see the same batches and take the same steps (AdamW, warm-up, cosine, no weight decay) at each learning rate of one
-grid. The two rates of a column with the least development error over `GRID_SEEDS` seeds are trained with all seeds, and
-of these the better one on the development part is the column's. Every run is a row of benchmarks/results/geometric.csv; the table gives the test error of the chosen
-rates with its standard deviation over seeds, and the difference to plain, seed by seed, with a 95 % interval of t.
+the development part, two are the test. All columns start from the same weights, see the same batches and take the same
+steps (AdamW, warm-up, cosine, no weight decay) at each learning rate of one grid. The two rates of a column with the
+least development error over `GRID_SEEDS` seeds are trained with all seeds, and of these the better one on the
+development part is the column's. Every run is a row of benchmarks/results/geometric.csv; the table gives the test error
+with its standard deviation over seeds, and the difference to plain, seed by seed, with a 95 % interval of t.
 """
 
 import csv
