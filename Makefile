@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-browser browser demo demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-browser test-executorch browser demo demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -121,6 +121,16 @@ browser: $(ORT_WEB)/.ready  ## fetch onnxruntime-web for examples/browser, with 
 test-browser: .venv-browser/.ready $(ORT_WEB)/.ready  ## examples/browser in Chromium (on PATH, or CHROMIUM=...)
 	$(TEST_ENV) .venv-browser/bin/python -m pytest -m "slow or not slow" tests/browser
 
+.venv-executorch/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-executorch
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-executorch/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	.venv-executorch/bin/python -m pip install --quiet -c constraints.txt executorch
+	@touch $@
+
+test-executorch: .venv-executorch/.ready  ## bundles for ExecuTorch, in an environment of its own
+	$(TEST_ENV) .venv-executorch/bin/python -m pytest -m "slow or not slow" tests/executorch
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
@@ -133,5 +143,5 @@ demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for e
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray .venv-browser $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

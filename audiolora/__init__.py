@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from audiolora.inspection import inspect
     from audiolora.integration import disable, enable, enabled
     from audiolora.layers.participation import BypassedModuleWarning
+    from audiolora.quantizing import dequantize, quantize
     from audiolora.rank_schedule import RankSchedule
     from audiolora.running_statistics import hold_statistics
 
@@ -30,6 +31,7 @@ _HOMES = {
     "RankSchedule": "audiolora.rank_schedule",
     "adapt": "audiolora.adapting",
     "adapter_config": "audiolora.adapting",
+    "dequantize": "audiolora.quantizing",
     "disable": "audiolora.integration",
     "enable": "audiolora.integration",
     "enabled": "audiolora.integration",
@@ -37,6 +39,7 @@ _HOMES = {
     "inspect": "audiolora.inspection",
     "lora_config": "audiolora.adapting",
     "orthogonality_penalty": "audiolora.allocation",
+    "quantize": "audiolora.quantizing",
 }
 
 _MODULES = ("geometric",)
@@ -49,6 +52,7 @@ __all__ = [
     "RankSchedule",
     "adapt",
     "adapter_config",
+    "dequantize",
     "disable",
     "enable",
     "enabled",
@@ -57,6 +61,7 @@ __all__ = [
     "inspect",
     "lora_config",
     "orthogonality_penalty",
+    "quantize",
 ]
 
 

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
+from audiolora.layers.quantized import quantization_of
 from audiolora.layers.starts import CORRECTING, kind_of
 
 _from_pretrained = PeftModel.from_pretrained.__func__
@@ -45,7 +46,7 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # .data: a correction puts another storage there (PEFT's and ours); what stands here costs no copy
     weights = [(p, p.data) for p in model.parameters() if not isinstance(p, nn.UninitializedParameter)]
-    buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and not b.is_meta]
+    buffers = [(b, b.clone()) for name, b in model.named_buffers() if "parametrizations" in name and _may_change(b)]
     layers = {id(module): module for module in modules.values() if isinstance(module, BaseTunerLayer)}
     had = {key for key, layer in layers.items() if adapter_name in _adapters(layer)}
     with_bias = {key for key, layer in layers.items() if _bias_is_mapped(layer)}
@@ -74,6 +75,10 @@ def undone_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
             for buffer, value in buffers:
                 buffer.copy_(value)
         raise
+
+
+def _may_change(buffer: torch.Tensor) -> bool:
+    return not buffer.is_meta and buffer.is_floating_point()  # a quantised weight's codes do not
 
 
 def _adapters(layer: BaseTunerLayer) -> set[str]:
@@ -217,7 +222,7 @@ def refuse_lost_merges(model: nn.Module) -> None:
         if not isinstance(layer, BaseTunerLayer) or isinstance(layer, WeightSpaceLayer):
             continue
         base: Any = layer.get_base_layer()
-        if parametrize.is_parametrized(base, "weight"):
+        if parametrize.is_parametrized(base, "weight") and quantization_of(base) is None:
             raise ValueError(
                 f"{name}: PEFT's {type(layer).__name__} cannot merge into a weight that is computed "
                 f"({type(base.parametrizations.weight[0]).__name__.lstrip('_')}), the update would be lost; leave "

@@ -35,11 +35,11 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import save_and_load
 from torch import nn
-from torch.nn.utils import parametrize
 
 from audiolora.all_or_nothing import WeightSpaceTuner
 from audiolora.layers.adalora import AdaLoraConv1d
 from audiolora.layers.any_convolution import has_convolution_weight
+from audiolora.layers.lora_linear import is_computed_linear
 from audiolora.rank_schedule import check_config
 
 _peft_validate = save_and_load._validate_lora_adapter_state_dict
@@ -191,7 +191,7 @@ class WeightSpaceAdaLoraModel(WeightSpaceTuner, AdaLoraModel):
         if ".parametrizations." in self._path:
             return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
         convolution = isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)) or has_convolution_weight(base)
-        if convolution or (isinstance(base, nn.Linear) and parametrize.is_parametrized(base, "weight")):
+        if convolution or is_computed_linear(base):
             return AdaLoraConv1d(target, adapter_name, lora_config, path=self._path, **kwargs)
         try:
             return AdaLoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)

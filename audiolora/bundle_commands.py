@@ -17,34 +17,42 @@ def export(
     out: Path,
     network: str | None = None,
     base: Path | None = None,
-    form: Literal["wsum", "fact", "merged"] = "wsum",
+    target: Literal["onnx", "executorch"] = "onnx",
+    form: Literal["wsum", "fact", "merged"] | None = None,
     sign: Path | None = None,
     id: str | None = None,
-    max_rank: int = 64,
+    max_rank: int | None = None,
     shape: str | None = None,
     fixed_length: Flag = False,
     processor: Path | None = None,
     streaming: Flag = False,
     dora: Flag = False,
     web: Flag = False,
+    quantize: Literal["int8", "qdq"] | None = None,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Write a network and the adapters of runs as a bundle for devices.
 
-    The bundle is run by ONNX Runtime and compared with torch; where they differ, nothing is left.
+    The bundle is run by its runtime and compared with torch; where they differ, nothing is left.
 
     Args:
         runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
-            uses one; or folders of adapters (PEFT's, or what Forecaster.save wrote), whose names are the adapters' ids.
+            uses one; finished runs of recipes/asr_whisper.py over one Whisper; or folders of adapters (PEFT's, or what
+            Forecaster.save wrote). A folder's name is the adapter's id.
         out: the bundle's folder.
         network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
             knows its own.
-        base: the base's weights, from Forecaster.save, if the function does not load them.
+        base: the base's weights, from Forecaster.save, if the function does not load them; for runs over a Whisper,
+            another place for it.
+        target: what runs it: ONNX Runtime, or ExecuTorch with XNNPACK.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a
-            few steps), or nothing (merged: one adapter, fixed).
+            few steps), or nothing (merged: one adapter, fixed). By default wsum, and fact for speech runs and
+            ExecuTorch.
         sign: private key to sign with; audiolora keys makes one.
         id: the base's name; by default the folder's.
-        max_rank: no adapter of a larger rank will be loaded.
+        max_rank: no adapter of a larger rank will be loaded; 64, or for executorch what the adapters have.
         shape: of an example input, such as 2,5,168, where no run says it.
         fixed_length: for a network that takes one length alone.
         processor: for a CTC model (wav2vec2, HuBERT, WavLM, …): the folder of its transformers' processor; by default
@@ -52,17 +60,27 @@ def export(
         streaming: for causal networks: what came before is kept from one chunk of a stream to the next.
         dora: leave room for DoRA adapters that are added later.
         web: add base.web.onnx for browsers.
+        quantize: int8: weights in int8, four times smaller; qdq: activations too, faster, with form fact or merged.
+        calibrate: for qdq, rows (CSV or Parquet) as the device will see them; forecasters alone.
+        evaluate: rows (CSV or Parquet) to measure on what quantising costs; forecasters alone.
         overwrite: replace the bundle that is there.
     """
     from audiolora.export.runs import export_runs
 
     made = export_runs(
-        runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor,
+        runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor, target=target,
         form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
+        quantize=quantize, calibrate=calibrate, evaluate=evaluate,
     )  # fmt: skip
+    graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():
-        file = "base/base.onnx" if name == "base" else f"adapters/{name}/adapter.safetensors"
-        print(f"{name:<20} {made.bytes[file] / 1e3:9,.1f} KB   off torch by at most {off:.1e}")
+        files = graphs if name == "base" else [f"adapters/{name}/adapter.safetensors"]
+        size_kb = sum(made.bytes[file] for file in files) / 1e3
+        print(f"{name:<20} {size_kb:9,.1f} KB   off torch by at most {off:.1e}")
+    if made.portable:
+        print(f"portable  {', '.join(made.portable)}: not XNNPACK's, and slower")
+    if made.accuracy is not None:
+        print(made.accuracy)
     print(f"bundle    {out}\nverify    audiolora verify {out}" + (f" --key {_public(sign)}" if sign else ""))
 
 

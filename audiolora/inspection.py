@@ -18,6 +18,7 @@ from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.base import WeightSpaceLayer
+from audiolora.layers.quantized import quantization_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def inspect(model: nn.Module) -> Inspection:
     if not rows:
         raise ValueError(f"nothing is adapted in this {type(model).__name__}; call audiolora.adapt(model) first")
     parameters = list(model.parameters())
-    return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+    quantized = (found.shape.numel() for module in model.modules() if (found := quantization_of(module)) is not None)
+    total = sum(p.numel() for p in parameters) + sum(quantized)
+    return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), total)
 
 
 def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str, kept: int | None) -> AdaptedModule:
@@ -116,9 +119,10 @@ def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str, kept: int | N
     path = Path.DENSE if whole else path
     holders = (getattr(layer, name) for name in layer.adapter_layer_names)
     parameters = {parameter for holder in holders for parameter in _parameters_of(holder, adapter)}
+    quantized = quantization_of(base)
     return AdaptedModule(
         name=name,
-        kind=type(base).__name__.removeprefix("Parametrized"),
+        kind=type(base).__name__.removeprefix("Parametrized") + ("" if quantized is None else f" {quantized.kind}"),
         geometry=_geometry(base, shape, geometry if ours else None),
         method=_method(layer, adapter) + ("" if mapped else " (PEFT)"),
         r=layer.r[adapter] if kept is None else kept,

@@ -35,6 +35,7 @@ from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
 from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
+from audiolora.layers.quantized_linear import refuses_merge
 
 _peft_dispatch_default = lora_model.dispatch_default
 _peft_inject_adapter = BaseTuner.inject_adapter
@@ -55,7 +56,7 @@ def _dispatch(
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
     layer = _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
     if layer is not None:
-        return layer
+        return refuses_merge(layer, name)
     try:  # ours is the last dispatcher
         channels_of(base)
     except ValueError as error:

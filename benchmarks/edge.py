@@ -60,13 +60,14 @@ def main(*, only: str = "", rounds: int = 15) -> None:
                 streamed = {form: exported(Path(folder), channels, form, streaming=True) for form in ("wsum", "fact")}
                 rows += [row for steps in CHUNKS for row in streaming(bundles, streamed, name, steps, rounds)]
                 rows += loading(bundles, name, rounds) + memory(bundles, name) + sizes(bundles, name)
+                rows += quantised(Path(folder), bundles, channels, rounds)
     rows.append(Row("import audiolora.edge", "", import_s(), "s", 0.3))
     show(rows)
     save(rows)
 
 
-def exported(folder: Path, channels: int, form: str, streaming: bool = False) -> Path:
-    """A bundle with ADAPTERS adapters, signed, of a TCN forecaster; merged holds one."""
+def exported(folder: Path, channels: int, form: str, streaming: bool = False, quantize: str | None = None) -> Path:
+    """A bundle with ADAPTERS adapters, signed, of a TCN forecaster; merged holds one, a quantised one two."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -83,13 +84,15 @@ def exported(folder: Path, channels: int, form: str, streaming: bool = False) ->
     config = LoraConfig(r=RANK, target_modules=["conv1", "conv2"], init_lora_weights=False)
     with audiolora.enabled():
         model = get_peft_model(net, config, adapter_name="user0")
-        for i in range(1, 1 if form == "merged" else ADAPTERS):
+        for i in range(1, 1 if form == "merged" else 2 if quantize else ADAPTERS):
             model.add_adapter(f"user{i}", config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
-    out = folder / f"tcn{channels}-{form}{'-stream' if streaming else ''}"
-    export(model, out, torch.randn(2, VARIABLES, 64), form=form, key=key, streaming=streaming)
+    out = folder / f"tcn{channels}-{form}-{quantize}{'-stream' if streaming else ''}"
+    calibration = [torch.randn(1, VARIABLES, 256) for _ in range(8)] if quantize == "qdq" else None
+    how = {"streaming": streaming, "quantize": quantize, "calibration": calibration}
+    export(model, out, torch.randn(2, VARIABLES, 64), form=form, key=key, **how)
     return out
 
 
@@ -124,6 +127,37 @@ def latency(bundles: dict[str, Path], shape: str, length: int, rounds: int) -> l
         rows.append(Row(f"{way} ÷ base", shape, statistics.median(ratios), "×", bounds.get(way)))
     swap = [one - other for one, other in zip(times["swapped wsum"], times["same wsum"], strict=True)]
     return [*rows, Row("swap", shape, 1e3 * statistics.median(swap), "ms", 1.0)]
+
+
+def quantised(folder: Path, bundles: dict[str, Path], channels: int, rounds: int) -> list[Row]:
+    """int8 weights (wsum) and static QDQ (fact) against float: size, time, and how far an adapter's output is off."""
+    made = {
+        "int8": exported(folder, channels, "wsum", quantize="int8"),
+        "qdq": exported(folder, channels, "fact", quantize="qdq"),
+    }
+    sessions = {"float": opened(bundles["wsum"], 2), **{kind: opened(made[kind], 2) for kind in made}}
+    draw = np.random.default_rng(1)
+    rows = []
+    for kind in made:
+        size, full = ((path / "base" / "base.onnx").stat().st_size for path in (made[kind], bundles["wsum"]))
+        rows.append(Row(f"{kind} base.onnx ÷ float", f"tcn{channels}", size / full, "×"))
+        x = draw.normal(size=(16, VARIABLES, 256)).astype(np.float32)
+        y, wanted = (sessions[name].run(x, "user0") for name in (kind, "float"))
+        rows.append(Row(f"{kind} off float", f"tcn{channels}", np.linalg.norm(y - wanted) / np.linalg.norm(wanted), ""))
+    for length in LENGTHS:
+        x = draw.normal(size=(1, VARIABLES, length)).astype(np.float32)
+        ways: dict[str, Callable[[int], object]] = {}
+        for kind, session in sessions.items():
+            bound = session.bind("user0")
+            ways[f"{kind} bound"] = lambda i, bound=bound, x=x: bound.run(x)
+            ways[f"{kind} swapped"] = lambda i, session=session, x=x: session.run(x, f"user{i % 2}")
+        times = in_turns(ways, rounds, calls=max(4, 8192 // length))
+        for kind in made:
+            for way in ("bound", "swapped"):
+                pairs = zip(times[f"{kind} {way}"], times[f"float {way}"], strict=True)
+                ratio = statistics.median(one / other for one, other in pairs)
+                rows.append(Row(f"{kind} {way} ÷ float {way}", f"tcn{channels}.T{length}", ratio, "×"))
+    return rows
 
 
 def streaming(bundles: dict[str, Path], streamed: dict[str, Path], name: str, steps: int, rounds: int) -> list[Row]:
@@ -259,14 +293,14 @@ def show(rows: list[Row]) -> None:
     Console().print(table)
 
 
-def save(rows: list[Row]) -> None:
-    """Append to the CSV."""
+def save(rows: list[Row], results: Path = RESULTS, runtimes: tuple[str, ...] = ("onnxruntime",)) -> None:
+    """Append to the CSV, with the versions of these runtimes."""
     from conv_step import cpu_name
 
-    versions = {name: version(name) for name in ("audiolora", "onnxruntime")}
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
+    versions = {name: version(name) for name in ("audiolora", *runtimes)}
+    results.parent.mkdir(exist_ok=True)
+    new = not results.exists()
+    with open(results, "a", newline="", encoding="utf-8") as file:
         for row in rows:
             entry = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": cpu_name(), **versions, **asdict(row)}
             entry["value"] = f"{row.value:.4g}"

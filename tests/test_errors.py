@@ -38,8 +38,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a container": ({"target_modules": ["encoder"]}, ("encoder: Target module ModuleDict is not supported",)),
     "init": (
-        {"init_lora_weights": "olora", "target_modules": ["conv2"]},
-        ("encoder.conv2: init_lora_weights='olora'", "use one of"),
+        {"init_lora_weights": "corda", "target_modules": ["conv2"]},
+        ("encoder.conv2: init_lora_weights='corda'", "use one of"),
     ),
     "lora_bias without a bias": (
         {"lora_bias": True, "target_modules": ["conv1", "conv2", "bare"]},

@@ -36,6 +36,7 @@ class Adapter:
 class BatchedWeight(AdaptedWeight):
     """An adapted weight for each sample, over one base."""
 
+    base: torch.Tensor
     adapters: Sequence[Adapter | None]
     which: Sequence[int]
 

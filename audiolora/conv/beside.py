@@ -20,9 +20,10 @@ from audiolora.conv.factors import inverse_norms
 from audiolora.conv.geometry import ConvGeometry
 from audiolora.conv.lowrank import lowrank_both_gradients, lowrank_project
 from audiolora.conv.native import convolve, eager_cpu, input_gradient, rows_against, rows_times, without_autocast
+from audiolora.conv.packed import PackedWeight, Weight, unpacked
 
 
-def holds_less(x: torch.Tensor, W: torch.Tensor, r: int, geometry: ConvGeometry, dora: bool = False) -> bool:
+def holds_less(x: torch.Tensor, W: Weight, r: int, geometry: ConvGeometry, dora: bool = False) -> bool:
     """Whether W' would be large against the tensors of a step, and what this way holds, k · r rows of x's length, not.
 
     DoRA's c goes onto ∂y here and onto the weight there: this way only where ∂y is the smaller. Only on CPU, where it
@@ -43,7 +44,7 @@ class BesideLowRankConv1d(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        W: torch.Tensor,
+        W: Weight,
         bias: torch.Tensor | None,
         A: torch.Tensor,
         B: torch.Tensor,
@@ -52,17 +53,20 @@ class BesideLowRankConv1d(torch.autograd.Function):
         geometry: ConvGeometry,
     ) -> torch.Tensor:
         ctx.scaling, ctx.geometry = scaling, geometry
+        ctx.packed = W if isinstance(W, PackedWeight) else None  # then backward unpacks it again
+        W = unpacked(W)
+        kept = None if ctx.packed else W
         sB = B.to(x.dtype) * scaling
         z = lowrank_project(x, A.to(x.dtype), geometry)
         y = convolve(x, W, bias if magnitude is None else None, geometry)
         y.baddbmm_(sB.expand(x.shape[0], *B.shape), z)
         if magnitude is None:
-            ctx.save_for_backward(x, W, A, B, z)
+            ctx.save_for_backward(x, kept, A, B, z)
             return y
         inverse = inverse_norms(W, A[None].to(x.dtype), sB[None], geometry.transposed_groups)[0]
         c = magnitude.flatten().to(x.dtype) * inverse
         # The product is saved, not the result: an in-place activation may overwrite the result.
-        ctx.save_for_backward(x, W, A, B, z, magnitude, c, inverse, y)
+        ctx.save_for_backward(x, kept, A, B, z, magnitude, c, inverse, y)
         y = y * c[:, None]
         return y if bias is None else y.add_(bias[:, None])
 
@@ -84,7 +88,7 @@ class BesideLowRankConv1d(torch.autograd.Function):
             if need_B:
                 dB = (rows_against(z, dy).mT * ctx.scaling).to(B.dtype)
             if need_x:
-                dx = input_gradient(x, W, dy, ctx.geometry)
+                dx = input_gradient(x, W if ctx.packed is None else ctx.packed.unpack(), dy, ctx.geometry)
             if need_A or need_x:
                 dz = rows_times(B.to(x.dtype).mT * ctx.scaling, dy)
                 dA = lowrank_both_gradients(x, dz, A.to(x.dtype), ctx.geometry, dx).to(A.dtype)

@@ -43,7 +43,8 @@ from dataclasses import dataclass
 
 import torch
 
-from audiolora.conv.native import plus_product, product
+from audiolora.conv.native import plus_product, product, without_autocast
+from audiolora.conv.packed import PackedWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ def lora_delta(term: LowRank, dtype: torch.dtype | None = None) -> torch.Tensor:
     return stored(_kernel_delta(term), term.transposed_groups).to(dtype or term.A.dtype)
 
 
-def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
+def lora_weight(weight: Weight, term: LowRank) -> torch.Tensor:
     """W + ΔW in W's dtype: LoRA's adapted weight, and DoRA's direction V."""
+    if isinstance(weight, PackedWeight):
+        return _added_onto(weight.unpack(), term)
     work = torch.promote_types(term.A.dtype, torch.float32)
     if term.transposed_groups is None and weight.dtype == work and isinstance(term.scaling, float):
         A, B = term.A.to(work).flatten(1), term.B.to(work)
@@ -129,6 +132,20 @@ def lora_weight(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
         return weight + delta if recorded else delta.add_(weight)
     delta = _in_stored_order(delta, term.transposed_groups)  # a view: the sum puts it right in the same pass
     return (weight.view(delta.shape) + delta).reshape(weight.shape)
+
+
+def _added_onto(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
+    """W + ΔW in W's own memory, which nobody else may hold."""
+    work = torch.promote_types(term.A.dtype, torch.float32)
+    if term.transposed_groups is not None:
+        delta = _in_stored_order(_kernel_delta(term).to(weight.dtype), term.transposed_groups)
+        weight.view(delta.shape).add_(delta)
+    elif weight.dtype == work:
+        with without_autocast(weight):
+            weight.flatten(1).addmm_(term.B.to(work) * term.scaling, term.A.to(work).flatten(1))
+    else:
+        weight.add_(_kernel_delta(term).to(weight.dtype))
+    return weight
 
 
 def through_core(core: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
@@ -317,7 +334,7 @@ def length_and_direction(
     return norm.to(weight.dtype), unit.where(~none, (weight.numel() / norm.numel()) ** -0.5)
 
 
-def adapted_weight(base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:
+def adapted_weight(base: Weight, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:
     """W' in W's dtype: LoRA, or DoRA where a magnitude m (C_out elements in any shape) is given."""
     V = lora_weight(base, term)
     if magnitude is None:

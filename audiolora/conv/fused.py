@@ -32,6 +32,7 @@ from audiolora.conv.native import (
     without_autocast,
     worth_laying_end_to_end,
 )
+from audiolora.conv.packed import PackedWeight, Weight
 from audiolora.conv.plan import Path, gradient_path
 
 
@@ -50,7 +51,7 @@ class FusedLowRankConv1d(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        W: torch.Tensor,
+        W: Weight,
         bias: torch.Tensor | None,
         A: torch.Tensor,
         B: torch.Tensor,
@@ -62,19 +63,21 @@ class FusedLowRankConv1d(torch.autograd.Function):
         term = LowRank(A, B, scaling, geometry.transposed_groups)
         V = lora_weight(W, term)
         ctx.scaling, ctx.geometry, ctx.path = scaling, geometry, path
+        ctx.packed = W if isinstance(W, PackedWeight) else None  # then backward makes V again: nobody keeps it
         if magnitude is None:
             V = V.to(x.dtype)
-            ctx.save_for_backward(x, V, A, B)
+            ctx.save_for_backward(x, None if ctx.packed else V, A, B)
             return convolve(x, V, bias, geometry)
         inverse = inverse_norm(V, term.transposed_groups)
         c = magnitude.flatten() * inverse
         if path is Path.DENSE:
-            ctx.save_for_backward(x, V.to(x.dtype), A, B, magnitude, c, inverse, None)
+            kept = None if ctx.packed else V.to(x.dtype)
+            ctx.save_for_backward(x, kept, A, B, magnitude, c, inverse, None)
             return convolve(x, scaled(V, c, term.transposed_groups).to(x.dtype), bias, geometry)
         # The product is saved, not the result: an in-place activation may overwrite the result.
         V = V.to(x.dtype)
         product = convolve(x, V, None, geometry)
-        ctx.save_for_backward(x, V, A, B, magnitude, c, inverse, product)
+        ctx.save_for_backward(x, None if ctx.packed else V, A, B, magnitude, c, inverse, product)
         y = product * c.to(x.dtype)[:, None]
         return y if bias is None else y.add_(bias[:, None])
 
@@ -85,6 +88,8 @@ class FusedLowRankConv1d(torch.autograd.Function):
         magnitude, c, inverse, product = dora or (None, None, None, None)
         need_x, _, need_bias, need_A, need_B, need_m, *_ = ctx.needs_input_grad
         geometry, term = ctx.geometry, LowRank(A, B, ctx.scaling, ctx.geometry.transposed_groups)
+        if V is None:
+            V = lora_weight(ctx.packed, term).to(x.dtype)
         dx = dbias = dm = None
         gradients = FactorGradients()
         dy = dy.contiguous()  # y.sum() gives an expanded one; below it is split into groups
@@ -182,7 +187,7 @@ def dense_gradients(
 
 def fused_conv1d(
     x: torch.Tensor,
-    W: torch.Tensor,
+    W: Weight,
     bias: torch.Tensor | None,
     term: LowRank,
     geometry: ConvGeometry,
@@ -193,7 +198,7 @@ def fused_conv1d(
     Args:
         x: (N, C_in, L), in the dtype the convolution runs in.
         W: (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed; frozen. Cast to x's dtype after the low-rank term
-            is added in float32.
+            is added in float32. A packed one is unpacked in forward and again in backward.
         bias: (C_out,) or None.
         term: the factors.
         geometry: of the convolution.

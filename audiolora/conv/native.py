@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from audiolora.conv.geometry import ConvGeometry
+from audiolora.conv.packed import Weight
 
 TAPS = 13
 """A kernel longer than this by a few taps is cut into pieces of this many."""
@@ -114,7 +115,7 @@ def _is_pointwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> b
     return W.shape[2] == 1 and geometry == ConvGeometry() and _onednn_product(x, W)
 
 
-def _is_long(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def _is_long(x: torch.Tensor, W: Weight, geometry: ConvGeometry) -> bool:
     return W.shape[2] > TAPS + 3 and not geometry.transposed and W.shape[1] > 1 and eager_cpu(x)
 
 
@@ -124,15 +125,15 @@ def _is_strided(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry: Co
     return ordinary and x.shape[0] > 1 and W.shape[1] >= 64 and _onednn_product(dy, W)
 
 
-def _is_dilated(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def _is_dilated(x: torch.Tensor, W: Weight, geometry: ConvGeometry) -> bool:
     """Where the kernel reaches further than oneDNN's ∂x is fast. With padding of the convolution's own it is fast."""
     reach = geometry.dilation * (W.shape[2] - 1)
     ordinary = geometry.stride == 1 and not geometry.transposed and W.shape[1] > 1
     far = geometry.dilation > 1 and TAPS < reach and geometry.padding == 0
-    return ordinary and far and x.numel() * W[0].numel() >= _WORTH_PADDING and eager_cpu(x)
+    return ordinary and far and x.numel() * W.shape[1:].numel() >= _WORTH_PADDING and eager_cpu(x)
 
 
-def _is_depthwise(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def _is_depthwise(x: torch.Tensor, W: Weight, geometry: ConvGeometry) -> bool:
     return geometry.groups == x.shape[1] == W.shape[0] and W.shape[1] == 1 and W.shape[2] > 3 and eager_cpu(x)
 
 
@@ -197,7 +198,7 @@ def weight_gradient(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor, geometry
     return torch.ops.aten.convolution_backward(dy, x, W, None, *_arguments(geometry), only_W)[1]
 
 
-def leaves_gradients_to_torch(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def leaves_gradients_to_torch(x: torch.Tensor, W: Weight, geometry: ConvGeometry) -> bool:
     """Whether none of the other ways is for this convolution: autograd's own gradients are as fast, and right."""
     ours = (_is_long, _is_depthwise, _has_few_inputs, _is_dilated)
     if any(is_for(x, W, geometry) for is_for in ours) or _is_misread(x, geometry):
@@ -205,7 +206,7 @@ def leaves_gradients_to_torch(x: torch.Tensor, W: torch.Tensor, geometry: ConvGe
     return geometry.stride == 1 and W.shape[2] > 1
 
 
-def _has_few_inputs(x: torch.Tensor, W: torch.Tensor, geometry: ConvGeometry) -> bool:
+def _has_few_inputs(x: torch.Tensor, W: Weight, geometry: ConvGeometry) -> bool:
     """Then every shifted view of x together is small against y, and worth it where y is large."""
     ordinary = geometry.groups == 1 and not geometry.transposed
     large = x.shape[0] * W.shape[0] * (x.shape[2] // geometry.stride) >= _WORTH_ONEDNN

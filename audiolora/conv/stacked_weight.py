@@ -22,6 +22,7 @@ from audiolora.conv.weight import AdaptedWeight
 class _Stacked(AdaptedWeight):
     """What a weight and a bias have in common."""
 
+    base: torch.Tensor
     devices: int
     samples: int
     """In the whole batch."""

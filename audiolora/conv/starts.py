@@ -33,9 +33,10 @@ def principal(W: torch.Tensor, r: int, scaling: float, niter: int | None = None)
     if niter is None:
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     else:
+        # On the CPU, whose generator alone is seeded, and put back: an accelerator would draw other numbers.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            U, S, V = torch.svd_lowrank(W, r, niter=niter)
+            torch.random.default_generator.manual_seed(0)
+            U, S, V = (part.to(W.device) for part in torch.svd_lowrank(W.cpu(), r, niter=niter))
         Vh = V.mT
     root = (S[:r] / abs(scaling)).sqrt()
     return root[:, None] * Vh[:r], U[:, :r] * root * (1 if scaling > 0 else -1)

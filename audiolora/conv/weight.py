@@ -16,6 +16,7 @@ from audiolora.conv.fused import fused_conv1d
 from audiolora.conv.geometry import ConvGeometry, first, resolve_padding
 from audiolora.conv.lowrank import lowrank_add
 from audiolora.conv.native import convolve, without_autocast
+from audiolora.conv.packed import PackedWeight, Weight, unpacked
 
 # Questions about the tensor that W and W' answer alike: no need to form the sum for them.
 _METADATA = {
@@ -34,7 +35,7 @@ _METADATA = {
 class AdaptedWeight(torch.Tensor):
     """W' in parts: what a subclass makes of `dense` and `convolve`."""
 
-    base: torch.Tensor
+    base: Weight
     transposed_groups: int | None
 
     def dense(self) -> torch.Tensor:
@@ -71,18 +72,20 @@ class FactoredWeight(AdaptedWeight):
 
     @staticmethod
     def make(
-        base: torch.Tensor, term: LowRank, magnitude: torch.Tensor | None = None, dropout_p: float = 0.0
+        base: Weight, term: LowRank, magnitude: torch.Tensor | None = None, dropout_p: float = 0.0
     ) -> "FactoredWeight":
         """Wrap a weight and its low-rank term.
 
         Args:
             base: W (C_out, C_in/g, k), or (C_in, C_out/g, k) if transposed; without dropout it must not require a
-                gradient.
+                gradient. A packed one stays so until it is used.
             term: the factors.
             magnitude: DoRA's m, C_out elements, or None.
             dropout_p: dropout on the low-rank path's input (LoRA's section 4 leaves it open; PEFT's meaning).
         """
-        weight = base.detach().as_subclass(FactoredWeight)
+        # Of a packed weight the wrapper has shape, dtype and device, and one element of memory.
+        carrier = base.blank() if isinstance(base, PackedWeight) else base.detach()
+        weight = carrier.as_subclass(FactoredWeight)
         weight.base, weight.term, weight.magnitude, weight.dropout_p = base, term, magnitude, dropout_p
         weight.transposed_groups = term.transposed_groups
         return weight
@@ -110,7 +113,7 @@ class FactoredWeight(AdaptedWeight):
         if self.magnitude is not None:
             V = lora_weight(self.base, term).detach()
             c = (self.magnitude.flatten() * inverse_norm(V, term.transposed_groups))[None]
-        y = convolve(x, self.base.to(x.dtype), None, geometry)
+        y = convolve(x, unpacked(self.base).to(x.dtype), None, geometry)
         dropped = F.dropout(x, self.dropout_p, training=True)
         return lowrank_add(y, dropped, term.A[None], (term.B * term.scaling)[None], c, bias, geometry)
 
@@ -118,7 +121,7 @@ class FactoredWeight(AdaptedWeight):
         """c · (x·Wᵀ + s·dropout(x)·Aᵀ·Bᵀ) + bias, for a linear layer's weight; argument names are torch's."""
         if self.base.dim() != 2 or isinstance(input, AdaptedWeight):
             return F.linear(_plain(input), self.dense(), bias)
-        term, y = self.term, F.linear(input, self.base)
+        term, y = self.term, F.linear(input, unpacked(self.base))
         x = F.dropout(input, self.dropout_p) if self.dropout_p else input
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(term.A.dtype)
         y = y + F.linear(F.linear(x, term.A), term.B * term.scaling).to(y.dtype)

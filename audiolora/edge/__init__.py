@@ -12,6 +12,7 @@ package with ``--no-deps``).
 from audiolora.edge.network import Network
 from audiolora.edge.session import Session
 from audiolora.edge.streaming import Stream
+from audiolora.edge.wav import read_wav
 from audiolora.export.errors import BundleError
 
-__all__ = ["BundleError", "Network", "Session", "Stream"]
+__all__ = ["BundleError", "Network", "Session", "Stream", "read_wav"]

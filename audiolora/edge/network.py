@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ from audiolora.edge.ctc import Audio, Word, transcribe_ctc, words_ctc
 from audiolora.edge.forecasting import History, forecast_from
 from audiolora.edge.runtime import Active
 from audiolora.edge.stream_forecasting import last_step
+from audiolora.edge.whisper import Assets, transcribe_whisper
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.errors import BundleError
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.manifests import BaseManifest, GraphSpec, StateSpec, TensorSpec
 from audiolora.export.tasks import Task
+from audiolora.export.whisper_settings import WhisperSettings
 
 if TYPE_CHECKING:
     from audiolora.edge.streaming import Stream
@@ -39,12 +42,18 @@ class Network:
         sessions: ONNX Runtime's, by graph.
         active: the adapter's tensors for each graph that has slots; {} for none, or where they are in the weights.
         task: the adapter's settings, or the base's.
+        assets: what the base's task needs besides its settings.
     """
 
     def __init__(
-        self, manifest: BaseManifest, sessions: Mapping[str, Any], active: Mapping[str, Active], task: Task | None
+        self,
+        manifest: BaseManifest,
+        sessions: Mapping[str, Any],
+        active: Mapping[str, Active],
+        task: Task | None,
+        assets: Assets | None = None,
     ) -> None:
-        self.manifest, self.task = manifest, task
+        self.manifest, self.task, self.assets = manifest, task, assets
         self._sessions, self._active = sessions, active
 
     def run(self, x: Inputs, graph: str | None = None) -> Outputs:
@@ -130,9 +139,22 @@ class Network:
         return Stream(self._sessions[name], spec, {}, self.task)
 
     def transcribe(
-        self, audio: Audio, sample_rate_hz: int, *, batch_size: int = 8, beam_width: int = 1
+        self,
+        audio: Audio,
+        sample_rate_hz: int,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+        beam_width: int = 1,
     ) -> str | list[str]:
         """As `Session.transcribe`."""
+        if isinstance(self.task, WhisperSettings) and self.assets is not None:
+            if beam_width != 1:
+                raise ValueError(f"beam_width must be 1, for a Whisper decodes greedily here, got {beam_width}")
+            settings = self.task if language is None else replace(self.task, language=language)
+            return transcribe_whisper(self, settings, self.assets, audio, sample_rate_hz, batch_size=batch_size)
+        if language is not None:
+            raise ValueError(f"language must be None, for this is no Whisper's bundle, got {language!r}")
         how = {"batch_size": batch_size, "beam_width": beam_width}
         return transcribe_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
 
@@ -144,6 +166,8 @@ class Network:
         return words_ctc(self._logits, self._ctc(), audio, sample_rate_hz, **how)
 
     def _ctc(self) -> CtcSettings:
+        if isinstance(self.task, WhisperSettings):
+            raise ValueError("a Whisper's bundle does not say where words are; use transcribe")
         if not isinstance(self.task, CtcSettings):
             raise ValueError("this bundle is of no speech model, so it does not say how audio becomes a text; use run")
         return self.task

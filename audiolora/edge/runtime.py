@@ -80,7 +80,7 @@ def activated(tensors: Mapping[str, np.ndarray]) -> Active:
     """
     ort = onnxruntime()
     adapter = ort.LoraAdapter()
-    with _private_file() as path:
+    with private_file() as path:
         _write_adapter(tensors, path)
         adapter.Load(path)
     options = ort.RunOptions()
@@ -90,7 +90,7 @@ def activated(tensors: Mapping[str, np.ndarray]) -> Active:
 
 def adapter_file(tensors: Mapping[str, np.ndarray]) -> bytes:
     """An adapter in ONNX Runtime's own format, ``.onnx_adapter``."""
-    with _private_file() as path:
+    with private_file() as path:
         _write_adapter(tensors, path)
         return Path(path).read_bytes()
 
@@ -106,7 +106,7 @@ def _write_adapter(tensors: Mapping[str, np.ndarray], path: str) -> None:
 
 
 @contextmanager
-def _private_file() -> Iterator[str]:
+def private_file() -> Iterator[str]:
     """A path that nobody else can write to, gone afterwards; what was mapped from it stays."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("adapter", os.MFD_CLOEXEC)

@@ -11,28 +11,32 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge import executorch
 from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
 from audiolora.edge.graph import with_constants
-from audiolora.edge.network import Inputs, Network, Outputs, check_graph, difference
+from audiolora.edge.network import Inputs, Network, Outputs, check_graph
 from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.selftest import tested
 from audiolora.edge.streaming import Stream
+from audiolora.edge.whisper import Assets
 from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
 from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
+from audiolora.export.whisper_settings import DECODER, ENCODER, WhisperSettings
 
 
 class Session:
-    """The base of a bundle in ONNX Runtime, and the adapters that are loaded.
+    """The base of a bundle in its runtime (ONNX Runtime or ExecuTorch), and the adapters that are loaded.
 
     Args:
         bundle: the folder.
         key: the public key of who signed it: its file, its PEM text or its 32 bytes. Without one only an unsigned
             bundle is taken, and hashes find accidents, not attacks.
         check_signature: False takes a signed bundle without looking at the signature.
-        threads: of ONNX Runtime, for one operator; 0 leaves it to ONNX Runtime.
+        threads: of ONNX Runtime, for one operator; 0 leaves it to the runtime, and ExecuTorch takes nothing else.
         providers: ONNX Runtime's execution providers.
 
     Raises:
@@ -59,12 +63,14 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         self._how: dict[str, Any] = {"threads": threads, "providers": providers}
         sessions = _sessions(base, {}, **self._how)
-        for name, graph in base.manifest.graphs.items():
-            check_graph(sessions[name], graph, base.manifest.graph_file(name))
-        # The graphs themselves are in the runtime now, and are let go here.
-        graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
-        self._base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
-        self._plain = Network(base.manifest, sessions, {}, base.manifest.task)
+        if base.manifest.target == "onnx":
+            for name, graph in base.manifest.graphs.items():
+                check_graph(sessions[name], graph, base.manifest.graph_file(name))
+            # The graphs themselves are in the runtime now, and are let go here.
+            graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
+            base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
+        self._base, self._assets = base, _assets(base)
+        self._plain = Network(base.manifest, sessions, {}, base.manifest.task, self._assets)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
 
@@ -96,12 +102,14 @@ class Session:
         read = read_adapter(path, self._base, **self._trust)
         if read.manifest.id != adapter:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
-        active = {
-            name: activated(_of_graph(read.tensors, graph))
-            for name, graph in self.manifest.graphs.items()
-            if graph.slots
-        }
-        network = Network(self.manifest, self._sessions, active, read.manifest.task or self.manifest.task)
+        sessions, active = self._sessions, {}
+        if self.manifest.target == "executorch":  # a program and its data are loaded together
+            sessions = _sessions(self._base, read.tensors, **self._how)
+        else:
+            graphs = {name: graph for name, graph in self.manifest.graphs.items() if graph.slots}
+            active = {name: activated(_of_graph(read.tensors, graph)) for name, graph in graphs.items()}
+        task = read.manifest.task or self.manifest.task
+        network = Network(self.manifest, sessions, active, task, self._assets)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
 
     def unload(self, adapter: str) -> None:
@@ -150,7 +158,8 @@ class Session:
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
         tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
-        return Network(self.manifest, _sessions(base, tensors, **self._how), {}, self.network(adapter).task)
+        sessions = _sessions(base, tensors, **self._how)
+        return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
 
     def stream(self, adapter: str | None = None) -> Stream:
         """Streams through a causal network that was exported for them, chunk by chunk.
@@ -204,29 +213,34 @@ class Session:
         sample_rate_hz: int,
         adapter: str | None = None,
         *,
+        language: str | None = None,
         batch_size: int = 8,
         beam_width: int = 1,
     ) -> str | list[str]:
         """Audio in, text out.
 
         Args:
-            audio: a mono clip (samples,), float, full scale at 1; or several clips.
+            audio: a mono clip (samples,), float, full scale at 1; or several clips. A Whisper hears at most 30 s.
             sample_rate_hz: of the audio; it must be the model's.
-            adapter: as in `run`; its alphabet instead of the base's, if it has one.
+            adapter: as in `run`; its alphabet, or a Whisper's context and language, instead of the base's.
+            language: of a Whisper: a code, instead of the adapter's; None for its own, or to detect each clip's where
+                it has none.
             batch_size: clips that run together, for a model that takes their lengths.
-            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text.
+            beam_width: 1 takes each frame's most probable output; more of them search for the most probable text. A
+                Whisper takes 1 alone: the most probable token at each step.
 
         Returns:
             The text, or the text of each clip.
 
         Raises:
-            ValueError: no speech model's bundle, another sample rate, or a clip that is none or too short.
+            ValueError: no speech model's bundle, another sample rate, a clip that is none, too short or too long, or a
+                language that the model does not know.
 
         Example:
             >>> session.transcribe(audio, 16_000, "anna")  # doctest: +SKIP
             'seven'
         """
-        how = {"batch_size": batch_size, "beam_width": beam_width}
+        how: dict[str, Any] = {"language": language, "batch_size": batch_size, "beam_width": beam_width}
         return self.network(adapter).transcribe(audio, sample_rate_hz, **how)
 
     def words(
@@ -261,11 +275,11 @@ class Session:
         stored = read_tensors(self._base.files[SELFTEST], "base/selftest.safetensors")
         wanted = stored if adapter is None else read_tensors(self._entry(adapter).selftest, f"{adapter}/selftest")
         network = self.network(adapter)
-        worst = max(_tested(network, name, stored, wanted) for name in self.manifest.graphs)
+        worst = max(tested(network, name, stored, wanted) for name in self.manifest.graphs)
         if not worst <= self.manifest.tolerance:
             raise BundleError(
                 f"{adapter or 'base'}: this runtime's output is off torch's by {worst:.1e}, and "
-                f"{self.manifest.tolerance:.0e} is allowed; another version of onnxruntime may do better"
+                f"{self.manifest.tolerance:.0e} is allowed; another version of the runtime may do better"
             )
         return worst
 
@@ -296,7 +310,9 @@ class Loaded:
 
 
 def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[str, Any]:
-    """ONNX Runtime's session of each graph, with these slots as constants."""
+    """The runtime's session of each graph, with these slots as constants; {} for those of an adapter to come."""
+    if base.manifest.target == "executorch":
+        return dict(executorch.programs(base, fixed or _zeros(base.manifest), how["threads"]))
     made = {}
     for name, graph in base.manifest.graphs.items():
         file = base.manifest.graph_file(name)
@@ -304,6 +320,17 @@ def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[s
         model = with_constants(model, _of_graph(fixed, graph), file) if fixed else model
         made[name] = inference_session(model, base.manifest.runtime, file=file, **how)
     return made
+
+
+def _assets(base: Base) -> Assets | None:
+    task, graphs = base.manifest.task, base.manifest.graphs
+    if not isinstance(task, WhisperSettings):
+        return None
+    if missing := {ENCODER, DECODER} - graphs.keys():
+        raise BundleError(
+            f"base: no graph {' and '.join(sorted(missing))}, and its task is a Whisper's; export it again"
+        )
+    return Assets.read(base.files, task)
 
 
 def _of_graph(tensors: Mapping[str, np.ndarray], graph: GraphSpec) -> dict[str, np.ndarray]:
@@ -314,25 +341,6 @@ def _zeros(manifest: BaseManifest) -> dict[str, np.ndarray]:
     """No adapter."""
     sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in manifest.slots}
     return {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
-
-
-def _tested(network: Network, graph: str, stored: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
-    """How far a graph is off on its stored inputs and states."""
-    spec = network.manifest.graphs[graph]
-    inputs = {value.name: _stored(stored, f"{graph}.input.{value.name}") for value in spec.inputs}
-    states = {state.input: _stored(stored, f"{graph}.input.{state.input}") for state in spec.states}
-    y, after = network.step(inputs, states, graph)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    outputs = [*(y if isinstance(y, tuple) else (y,)), *after.values()]
-    return max(
-        difference(value, _stored(wanted, f"{graph}.output.{name}")) for name, value in zip(names, outputs, strict=True)
-    )
-
-
-def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in tensors:
-        raise BundleError(f"{SELFTEST}: {name} is not in it; export the bundle again")
-    return tensors[name]
 
 
 def _check_unchanged(where: str, found: str, loaded: str) -> None:

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from audiolora.export.errors import BundleError
     from audiolora.export.exporting import add_adapter, export
     from audiolora.export.signing import make_keys
+    from audiolora.export.speech import export_whisper
 
 _HOMES = {
     "BundleError": "audiolora.export.errors",
     "add_adapter": "audiolora.export.exporting",
     "export": "audiolora.export.exporting",
+    "export_whisper": "audiolora.export.speech",
     "make_keys": "audiolora.export.signing",
     "verify": "audiolora.export.bundle",
 }
 
-__all__ = ["BundleError", "add_adapter", "export", "make_keys", "verify"]
+__all__ = ["BundleError", "add_adapter", "export", "export_whisper", "make_keys", "verify"]
 
 
 def __getattr__(name: str) -> object:

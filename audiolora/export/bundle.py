@@ -24,6 +24,7 @@ import numpy as np
 
 from audiolora.export import signing
 from audiolora.export.errors import BundleError
+from audiolora.export.executorch_data import DataLayout, data_file, layout_file
 from audiolora.export.fields import check_id
 from audiolora.export.manifests import (
     ADAPTER,
@@ -117,6 +118,8 @@ def read_adapter(
             raise BundleError(f"{folder}: {error}; fetch it again") from None
     tensors = read_tensors(files[ADAPTER], f"{folder}/{ADAPTER}")
     check_slots(base.manifest, manifest, tensors, str(folder))
+    if base.manifest.target == "executorch":
+        check_data_files(base, tensors, files, str(folder))
     return Adapter(manifest, digest, tensors, files[SELFTEST])
 
 
@@ -143,11 +146,27 @@ def check_slots(base: BaseManifest, adapter: AdapterManifest, tensors: Mapping[s
                 wrong.append(f"{name}: rank {size}, and this base takes 1 to {base.max_rank}")
         if not np.isfinite(tensor).all():
             wrong.append(f"{name}: has values that are not finite")
-    if not wrong and adapter.rank != max(ranks.values(), default=0):
-        wrong.append(f"rank {adapter.rank} in the manifest, {max(ranks.values(), default=0)} in the tensors")
+    # Not of ranks: in a program for ExecuTorch they are sizes like others.
+    rank = max((len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A")), default=0)
+    if not wrong and adapter.rank != rank:
+        wrong.append(f"rank {adapter.rank} in the manifest, {rank} in the tensors")
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise BundleError(f"{where}: does not fit the base's slots: {'; '.join(wrong[:8])}{more}")
+
+
+def check_data_files(base: Base, tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes], where: str) -> None:
+    """Nothing if the data files for ExecuTorch hold just these tensors, under the keys of the base's programs.
+
+    Raises:
+        BundleError: one that does not.
+    """
+    for name, graph in base.manifest.graphs.items():
+        file = data_file(name)
+        layout = DataLayout.from_json(base.files[layout_file(name)], layout_file(name))
+        own = {slot.name: tensors[slot.name] for slot in graph.slots}
+        if files[file] != (layout.written(base.files[file], own, file) if own else b""):
+            raise BundleError(f"{where}/{file}: not the tensors of {ADAPTER}; fetch it again")
 
 
 def verify(

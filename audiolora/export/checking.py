@@ -10,6 +10,7 @@ import torch
 
 from audiolora.edge.network import Network, difference
 from audiolora.edge.session import Session
+from audiolora.export.bundle import read_base
 from audiolora.export.parts import Part
 from audiolora.export.prepared import Prepared
 from audiolora.export.streaming import StreamPlan
@@ -34,7 +35,9 @@ def check_parity(
     Raises:
         ValueError: a difference above the manifest's tolerance; all of them are named.
     """
-    session = Session(bundle, check_signature=False, threads=1)
+    # ExecuTorch's threads are the process's.
+    threads = 1 if read_base(bundle, check_signature=False).manifest.target == "onnx" else 0
+    session = Session(bundle, check_signature=False, threads=threads)
     for each in ids:
         session.load(each, (folders or {}).get(each))
     found: dict[str, float] = {}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +13,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from audiolora.export import onnx as graphs
-from audiolora.export.bundle import entries, read_base, write_folder
+from audiolora.export import executorch_bundle
+from audiolora.export.accuracy import Accuracy, Evaluate, measured
+from audiolora.export.bundle import read_base
 from audiolora.export.checking import check_parity
 from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.fields import check_id
 from audiolora.export.forecast_settings import ForecastSettings
-from audiolora.export.manifests import ADAPTER, FORMS, SELFTEST, AdapterManifest, BaseManifest, GraphSpec
+from audiolora.export.graph_files import executorch_graphs, onnx_graphs
+from audiolora.export.manifests import FORMS, TARGETS, BaseManifest
 from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.prepared import Prepared, one_part
+from audiolora.export.quantizing import Quantization
 from audiolora.export.signing import Key
-from audiolora.export.slots import adapter_names, filled, slots_of
+from audiolora.export.slots import adapter_names
 from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
-from audiolora.export.tasks import Task, check_adapter_task
-from audiolora.export.tensors import write_tensors
-from audiolora.files import replace_folder
+from audiolora.export.tasks import Task
+from audiolora.export.writing import write_adapter, write_base
+from audiolora.files import folder_beside, replace_folder
 
-# ONNX Runtime's multi-LoRA came with 1.20.
-RUNTIME = "1.20.0"
 _SEED = 0
+
+Check = Callable[[Path, Callable[[str | None], nn.Module]], None]
+"""A bundle that was written, and the network in torch by PEFT's name of an adapter (None: without): raises ValueError
+where the one does not do what the other does."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Exported:
     manifest: BaseManifest
     bytes: Mapping[str, int]
     differences: Mapping[str, float]
+    accuracy: Accuracy | None = None
+    """What quantising cost, where it was asked for."""
+    portable: tuple[str, ...] = ()
+    """Operators that XNNPACK does not take: ExecuTorch's portable kernels run them, which are slower."""
 
 
 def export(
@@ -54,7 +60,8 @@ def export(
     example: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     *,
     adapters: Sequence[str] | Mapping[str, str] | None = None,
-    form: str = "wsum",
+    target: str = "onnx",
+    form: str | None = None,
     id: str | None = None,
     dynamic: Dynamic | None = None,
     parts: Sequence[Part] | None = None,
@@ -63,15 +70,20 @@ def export(
     processor: Any = None,
     files: Mapping[str, bytes] | None = None,
     streaming: bool = False,
-    max_rank: int = 64,
+    check: Check | None = None,
+    max_rank: int | None = None,
+    largest: Mapping[str, int] | None = None,
     dora: bool = False,
     web: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
+    evaluate: Evaluate | Any = None,
     key: Key | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a base and its adapters as a bundle that `audiolora.edge.Session` runs.
 
-    The bundle's files are run by ONNX Runtime and compared with torch before it is put in its place.
+    The bundle's files are run by its runtime and compared with torch before it is put in its place.
 
     Args:
         model: adapted by `audiolora.adapt` or PEFT, adapters unmerged; or a `series.forecaster.Forecaster` around such
@@ -80,10 +92,13 @@ def export(
         example: an input of the network, or inputs by the names of its forward's arguments; it is the self-test that is
             stored in the bundle, so not a secret. A forecaster has its own.
         adapters: PEFT's names, or a mapping from PEFT's name to the id in the bundle; None: all of them.
-        form: ``"wsum"`` (the default), ``"fact"`` (inputs of a few steps), or ``"merged"`` (one adapter, fixed).
+        target: ``"onnx"``, or ``"executorch"``, whose ranks and sizes but one are fixed; see docs/edge.md.
+        form: ``"wsum"`` (the default), ``"fact"`` (inputs of a few steps; ExecuTorch's), or ``"merged"`` (one adapter,
+            fixed).
         id: the base's name; default the folder's.
         dynamic: the sizes that are free, ``{"x": {0: "batch", 2: "time"}}``; default the first axis ("batch") of each
-            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it.
+            input, and the last ("time") of one with three axes, as a forecaster's network without a fixed head has it;
+            for ExecuTorch the batch alone.
         parts: the graphs, where the network is not one graph of one example.
         task: what the bundle is for, and its settings; a forecaster has its own.
         tasks: by PEFT's name, of adapters whose settings are their own.
@@ -92,19 +107,29 @@ def export(
         files: more files of the base that the task needs, by name.
         streaming: a causal network, for `audiolora.edge.Session.stream`: its left context becomes states of the graph.
             One with a method ``at_every_step`` is exported with that.
-        max_rank: no adapter of a larger rank will be loaded.
+        check: of the task, besides that of every graph's outputs.
+        max_rank: no adapter of a larger rank will be loaded; default 64, for ExecuTorch what the adapters have.
+        largest: of the free sizes by name, for ExecuTorch; default 64 for the batch, 4096 for others.
         dora: give every weight a slot for DoRA, whether one of these adapters needs it or not.
         web: add ``base.web.onnx``, whose slots must be given in each run.
+        quantize: ``"int8"``: weights in int8, per output channel, dequantised in the graph; those that
+            `audiolora.quantize` left go in as they are. ``"qdq"``: activations too, calibrated with the adapters on.
+        calibration: for ``"qdq"``: a list of inputs (of the only one, or by name) as the network will see them; for a
+            forecaster long-form rows.
+        evaluate: a function from a network (NumPy in, NumPy out) to its scores by name, which is called with the float
+            network and the quantised one; for a forecaster also long-form rows (MAE, and MASE against the naive
+            forecast of the last value).
         key: private key to sign with.
         overwrite: replace the bundle that is there.
 
     Returns:
-        The manifest, the size of each file, and the differences that were found.
+        The manifest, the size of each file, the differences that were found, and what quantising cost.
 
     Raises:
         ValueError: an argument out of its range, a folder that is there, an adapter that has no form for export, a
             network that torch cannot export or that is to be streamed and looks ahead, or an output that is off
-            torch's by more than 1e-5. Nothing is left then.
+            torch's by more than 1e-5 (over the same rounded weights, with ``"int8"``; with ``"qdq"`` the difference
+            that was measured is the tolerance). Nothing is left then.
 
     Example:
         >>> import audiolora, torch
@@ -113,16 +138,19 @@ def export(
         >>> export(net, "bundle", torch.randn(2, 1, 50)).manifest.form  # doctest: +SKIP
         'wsum'
     """
-    target = Path(folder)
+    place = Path(folder)
+    form = _checked_form(target, form, web, largest)
+    if quantize is not None and target != "onnx":
+        raise ValueError(f"quantize is for target 'onnx', and target is {target!r}; leave it out")
     settings, network = _forecaster(model)
     ids = _ids(network, adapters, form)
-    name = target.name if id is None else id
+    name = place.name if id is None else id
     check_id(name)
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target}: there already; name another folder, or replace it with overwrite=True")
+    if place.exists() and not overwrite:
+        raise ValueError(f"{place}: there already; name another folder, or replace it with overwrite=True")
     if processor is not None:
+        if target != "onnx":
+            raise ValueError(f"a CTC model's bundle is for target 'onnx', got {target!r}")
         task, clip = _ctc(network, processor, task, parts, example)
         parts, example = [ctc_part(task, processor, clip)], None
     if parts is None:
@@ -131,24 +159,39 @@ def export(
             streaming_part(network, example, dynamic, settings) if streaming else one_part(network, example, dynamic)
         ]
         check_scalers([settings, *(tasks or {}).values()] if streaming else [])
+        if target == "executorch" and dynamic is None:
+            parts = [executorch_bundle.batch_alone(part) for part in parts]
     elif example is not None or dynamic is not None or streaming:
         raise ValueError(
             "parts have examples, free sizes and states of their own; give no example, dynamic or streaming too"
         )
-    work = Prepared.of(network, parts, merged=next(iter(ids)) if form == "merged" else None, dora=dora)
-    with _beside(target) as new:
-        says = {"id": name, "form": form, "max_rank": max_rank, "task": task or settings}
-        manifest, base_hash = _write_base(new, work, says, files or {}, web=web, key=key)
+    forecaster = model if settings is not None else None
+    how = Quantization.of(quantize, calibration, evaluate, form=form, parts=parts, forecaster=forecaster)
+    merged = next(iter(ids)) if form == "merged" else None
+    work = Prepared.of(network, parts, merged=merged, dora=dora, quantize=quantize)
+    with folder_beside(place) as new:
+        made = (
+            onnx_graphs(work, form, max_rank, web, how)
+            if target == "onnx"
+            else executorch_graphs(work, max_rank, largest or {})
+        )
+        says = {"id": name, "target": target, "form": form, "task": task or settings}
+        base = write_base(new, work, says, files or {}, made, key)
         shipped = {} if form == "merged" else {bundle_id: peft for peft, bundle_id in ids.items()}
         for bundle_id, peft in shipped.items():
             written = Path(new / "adapters" / bundle_id)
-            _write_adapter(written, work, peft, base_hash, manifest, (tasks or {}).get(peft), key)
+            write_adapter(written, work, peft, base, (tasks or {}).get(peft), key)
         found = check_parity(new, work, shipped)
+        if check is not None:
+            check(new, work.reference.switched)
         if processor is not None:
             check_texts(new, work, shipped, processor, [clip])
+        cost = None
+        if quantize is not None:
+            cost = measured(new, work, shipped, evaluate=evaluate, forecaster=forecaster, tasks=tasks)
         sizes = {str(path.relative_to(new)): path.stat().st_size for path in sorted(new.rglob("*")) if path.is_file()}
-        replace_folder(new, target)
-    return Exported(target, manifest, sizes, found)
+        replace_folder(new, place)
+    return Exported(place, base.manifest, sizes, found, cost, made.portable)
 
 
 def add_adapter(
@@ -201,90 +244,25 @@ def add_adapter(
     if view is not None:
         check_scalers([own])
     work = Prepared.over(network, base, adapter, parts, example, view or whole)
-    with _beside(target) as new:
+    with folder_beside(target) as new:
         written = new / bundle_id
-        _write_adapter(written, work, adapter, base.sha256, base.manifest, own, key)
+        write_adapter(written, work, adapter, base, own, key)
         check_parity(Path(bundle), work, {bundle_id: adapter}, folders={bundle_id: written})
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(written, target)
     return target
 
 
-def _write_base(
-    folder: Path,
-    work: Prepared,
-    says: Mapping[str, Any],
-    more: Mapping[str, bytes],
-    *,
-    web: bool,
-    key: Key | None,
-) -> tuple[BaseManifest, str]:
-    protos, specs = _graphs(work, says["form"])
-    files = dict(more)
-    test: dict[str, np.ndarray] = {}
-    for part in work.parts:
-        proto, spec = protos[part.name], specs[part.name]
-        files[f"{part.name}.onnx"] = graphs.optional(proto, spec.slots)
-        if web:
-            files[f"{part.name}.web.onnx"] = graphs.required(proto)
-        test |= {f"{part.name}.input.{name}": tensor.numpy() for name, tensor in part.inputs.items()}
-        test |= _outputs(part, spec, work, work.merged)
-    files[SELFTEST] = write_tensors(test)
-    manifest = BaseManifest(
-        files=entries(files),
-        target="onnx",
-        opset=max(map(graphs.opset, protos.values())),
-        runtime=RUNTIME,
-        graphs=specs,
-        **says,
-    )
-    return manifest, write_folder(folder / "base", manifest, files, key)
-
-
-def _graphs(work: Prepared, form: str) -> tuple[dict[str, Any], dict[str, GraphSpec]]:
-    """Each part's graph, with the slots that it uses; one that no graph uses stays in the first that holds it."""
-    protos, specs, idle = {}, {}, {}
-    for part in work.parts:
-        owner = graphs.WithSlots(part.made(work.plain), work.plain, work.targets, form).eval()
-        protos[part.name] = proto = graphs.graph(owner, part)
-        idle[part.name] = {slot.name for slot in owner.slots} - graphs.consumed(proto)
-    needed = {slot for name, proto in protos.items() for slot in graphs.consumed(proto) - idle[name]}
-    for part in work.parts:
-        surplus = idle[part.name] & needed
-        graphs.without_inputs(protos[part.name], surplus)
-        needed |= idle[part.name]
-        specs[part.name] = graphs.spec(protos[part.name], part, slots_of(work.targets))
-    return protos, specs
-
-
-def _write_adapter(
-    folder: Path,
-    work: Prepared,
-    adapter: str,
-    base: str,
-    manifest: BaseManifest,
-    task: Task | None,
-    key: Key | None,
-) -> None:
-    from audiolora.edge.runtime import adapter_file
-
-    if task is not None:
-        check_adapter_task(manifest.task, task)
-    tensors = filled(manifest.slots, work.folds[adapter])
-    test: dict[str, np.ndarray] = {}
-    for part in work.parts:
-        test |= _outputs(part, manifest.graphs[part.name], work, adapter)
-    files = {ADAPTER: write_tensors(tensors), SELFTEST: write_tensors(test)}
-    for name, graph in manifest.graphs.items():
-        files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
-    rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
-    write_folder(folder, AdapterManifest(folder.name, base, rank, entries(files), task), files, key)
-
-
-def _outputs(part: Part, spec: GraphSpec, work: Prepared, adapter: str | None) -> dict[str, np.ndarray]:
-    wanted = work.reference(part, part.inputs, adapter)
-    names = [value.name for value in spec.outputs] + [state.output for state in spec.states]
-    return {f"{part.name}.output.{name}": y for name, y in zip(names, wanted, strict=True)}
+def _checked_form(target: str, form: str | None, web: bool, largest: Mapping[str, int] | None) -> str:
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if target == "executorch":
+        return executorch_bundle.checked_form(form, web)
+    if largest is not None:
+        raise ValueError("largest is for target 'executorch'; ONNX Runtime's free sizes have no bound")
+    if form not in (None, *FORMS):
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    return form or "wsum"
 
 
 def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None, form: str) -> dict[str, str]:
@@ -334,15 +312,3 @@ def _windows(settings: ForecastSettings) -> torch.Tensor:
     """Two windows of noise, of order one like what a forecaster's network sees."""
     draw = torch.Generator().manual_seed(_SEED)
     return torch.randn(2, len(settings.channels), settings.lookback, generator=draw)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, gone afterwards, whatever happens."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
-    new.mkdir()
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from audiolora.export.errors import BundleError
+from audiolora.export.executorch_data import data_file, layout_file
 from audiolora.export.fields import as_list, check, check_id, is_count, is_name, is_number
 from audiolora.export.tasks import Task, task_from_json, task_to_json
 from audiolora.export.tensors import DTYPES, without_repeats
@@ -150,7 +151,7 @@ class BaseManifest:
         for name in self.graphs:
             check(_GRAPH_NAME.fullmatch(name), "graphs", name, "small letters, digits and _")
         check(self.form != "merged" or not self.slots, "slots", len(self.slots), "none in form merged")
-        _check_files(self.files, (*map(self.graph_file, self.graphs), SELFTEST))
+        _check_files(self.files, (*map(self.graph_file, self.graphs), SELFTEST, *self._data_files()))
 
     @property
     def slots(self) -> tuple[TensorSpec, ...]:
@@ -165,6 +166,12 @@ class BaseManifest:
                 same = found.setdefault(slot.name, slot) == slot
                 check(same, "slots", slot.name, "of one shape in every graph")
         return tuple(found.values())
+
+    def _data_files(self) -> list[str]:
+        if self.target != "executorch":
+            return []
+        with_slots = [name for name, graph in self.graphs.items() if graph.slots]
+        return [*map(layout_file, self.graphs), *map(data_file, with_slots)]
 
     def graph_file(self, graph: str) -> str:
         """The file of a graph."""

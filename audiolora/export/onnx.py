@@ -99,9 +99,9 @@ class LowRankBeside(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _LINEAR_MAPS or not self.owner.beside:
+        if func not in LINEAR_MAPS or not self.owner.beside:
             return func(*args, **kwargs)
-        call = dict(zip(_LINEAR_MAPS[func], args, strict=False)) | kwargs
+        call = dict(zip(LINEAR_MAPS[func], args, strict=False)) | kwargs
         target = next((t for t in self.owner.beside if self.owner.tensor(t) is call.get("weight")), None)
         if target is None:
             return func(*args, **kwargs)
@@ -109,7 +109,7 @@ class LowRankBeside(TorchFunctionMode):
         return _with_path(func, call, target, self.slots)
 
 
-_LINEAR_MAPS: dict[Any, tuple[str, ...]] = {
+LINEAR_MAPS: dict[Any, tuple[str, ...]] = {
     torch.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     torch.conv_transpose1d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     F.linear: ("input", "weight", "bias"),

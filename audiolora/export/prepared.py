@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from audiolora.export.bundle import Base
+from audiolora.export.int8 import Coded, coded_weights, quantize_network
 from audiolora.export.manifests import SELFTEST
 from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.reference import Reference
@@ -41,6 +42,8 @@ class Prepared:
         parts: the graphs.
         merged: the adapter that is in the plain network's tensors, if one is.
         also: another example to check parity on, where there is one graph.
+        original: the float network, where this one is quantised or is going to be.
+        coded: the weights that are in int8.
     """
 
     plain: nn.Module
@@ -50,20 +53,34 @@ class Prepared:
     parts: Sequence[Part]
     merged: str | None = None
     also: Mapping[str, torch.Tensor] | None = None
+    original: Reference | None = None
+    coded: Sequence[Coded] = ()
 
     @classmethod
-    def of(cls, network: nn.Module, parts: Sequence[Part], *, merged: str | None, dora: bool) -> Prepared:
+    def of(
+        cls,
+        network: nn.Module,
+        parts: Sequence[Part],
+        *,
+        merged: str | None,
+        dora: bool,
+        quantize: str | None = None,
+    ) -> Prepared:
         """For a new base, with slots for every adapter that the network has."""
         if any(parameter.is_meta for parameter in network.parameters()):
             raise ValueError("the network has tensors on meta: load its weights before the export")
         twin = copied(network)
+        original = Reference(twin) if quantize else None
+        if quantize == "int8":
+            quantize_network(inner_network(twin))
+        coded = coded_weights(twin) if quantize == "int8" else ()
         folds = {name: fold(twin, name) for name in adapter_names(twin)}
         reference = Reference(twin)
         plain = plain_network(twin)
         if merged is not None:
             _merge(plain, targets(plain, [folds[merged]]), folds[merged])
         made = [] if merged is not None else targets(plain, folds.values(), dora=dora)
-        return cls(plain, reference, folds, made, parts, merged)
+        return cls(plain, reference, folds, made, parts, merged, original=original, coded=coded)
 
     @classmethod
     def over(
@@ -79,6 +96,8 @@ class Prepared:
         if adapter not in adapter_names(network):
             raise ValueError(f"no adapter {adapter!r} in the network; it has {', '.join(adapter_names(network))}")
         twin = copied(network)
+        if base.manifest.quantized == "int8":
+            quantize_network(inner_network(twin))
         folds = {adapter: fold(twin, adapter)}
         reference = Reference(twin)
         also = None if example is None else named_inputs(network, example)

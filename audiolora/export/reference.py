@@ -31,11 +31,8 @@ class Reference:
         Raises:
             ValueError: the network gives something else than a tensor or a tuple of tensors.
         """
-        for module in self.net.modules():
-            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-                _switch(module, adapter)
         with torch.no_grad():
-            found = part.made(self.net)(*inputs.values())
+            found = part.made(self.switched(adapter))(*inputs.values())
         outputs = found if isinstance(found, (tuple, list)) else (found,)
         if not all(isinstance(y, torch.Tensor) for y in outputs):
             raise ValueError(
@@ -43,6 +40,13 @@ class Reference:
                 "tensors; wrap the network in a module that returns them"
             )
         return tuple(y.numpy() for y in outputs)
+
+    def switched(self, adapter: str | None) -> nn.Module:
+        """The network with this adapter on, or with none, until the next call."""
+        for module in self.net.modules():
+            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+                _switch(module, adapter)
+        return self.net
 
 
 def _switch(module: BaseTunerLayer | AuxiliaryTrainingWrapper, adapter: str | None) -> None:

@@ -19,9 +19,15 @@ from audiolora.export.ctc_runs import ctc_settings_of, processors
 from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
+from audiolora.export.rows import Rows
 from audiolora.integration import enabled
+from audiolora.speech.adapter import INFO_FILE
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
+_NO_ROWS = (
+    "--calibrate and --evaluate are rows of a forecaster, and these adapters are none's; from Python: "
+    "export(…, calibration=inputs, evaluate=function)"
+)
 
 
 def export_runs(
@@ -32,37 +38,50 @@ def export_runs(
     base: Path | None = None,
     shape: str | None = None,
     fixed_length: bool = False,
+    form: str | None = None,
+    calibrate: Path | None = None,
+    evaluate: Path | None = None,
     processor: Path | None = None,
     **settings: Any,
 ) -> Exported:
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: a finished run of a recipe; or folders with ``adapter_config.json`` in them or in ``adapter/``; with
-            ``forecaster.json``, a forecaster's.
+        runs: a finished run of a recipe, or several over one Whisper; or folders with ``adapter_config.json`` in them
+            or in ``adapter/``; with ``forecaster.json``, a forecaster's.
         out: the bundle's folder.
         network: ``MODULE:FUNCTION``, which makes the base; None for a recipe's run, which knows its own.
-        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights.
+        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights; of runs over a Whisper,
+            another place for it.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
+        form: as in `export`; None takes the default, of `export_whisper` for speech runs.
+        calibrate, evaluate: files of rows, for `export`'s arguments; for forecasters.
         processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
     Raises:
         ValueError: a run that holds no adapter, one of another base, or what `export` refuses.
     """
+    settings |= {} if form is None else {"form": form}
     if len(runs) == 1 and is_forecast_run(runs[0]):
         if network is not None or base is not None:
             raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
         with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
             run = read_forecast_run(runs[0], Path(scratch))
-            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, run.time_zone, **settings)
-    if network is None:
-        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
-                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
+            rows = Rows(calibrate, evaluate, run.time_zone)
+            return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, rows, **settings)
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
+    if network is None and any((folder / INFO_FILE).is_file() for folder in folders.values()):
+        from audiolora.export.speech import export_speech_runs
+
+        _check_speech(folders, shape is not None or fixed_length or processor is not None)
+        return export_speech_runs(folders, out, base=base, **settings)
+    if network is None:
+        raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
+                         "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
     net = _made(network)
     if base is not None:
         from audiolora.series.forecaster import Forecaster
@@ -70,10 +89,13 @@ def export_runs(
         net = Forecaster.load(net, base).net
     if (found := processors(folders, processor)) is not None:
         _check_plain(base, shape, fixed_length)
+        if calibrate or evaluate:
+            raise ValueError(_NO_ROWS)
         ids = {f"run{i}": name for i, name in enumerate(folders)}
         model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
         return export(model, out, adapters=ids, **ctc_settings_of(model, ids, *found), **settings)
-    return _exported(net, folders, out, base, shape, fixed_length, **settings)
+    rows = Rows(calibrate, evaluate, None)
+    return _exported(net, folders, out, base, shape, fixed_length, rows, **settings)
 
 
 def _exported(
@@ -83,7 +105,7 @@ def _exported(
     base: Path | None,
     shape: str | None,
     fixed_length: bool,
-    time_zone: str | None = None,
+    rows: Rows,
     **settings: Any,
 ) -> Exported:
     described = {name: _described(folder) for name, folder in folders.items()}
@@ -95,12 +117,15 @@ def _exported(
     if of_base is not None:
         forecaster = _forecaster(model, of_base)
         own = {
-            peft: forecaster_task(_settings(found), time_zone)
+            peft: forecaster_task(_settings(found), rows.time_zone)
             for peft, name in ids.items()
             if (found := described[name]) is not None
         }
-        task = forecaster_task(_settings(of_base), time_zone)
+        task = forecaster_task(_settings(of_base), rows.time_zone)
+        settings |= rows.read(forecaster)
         return export(forecaster, out, adapters=ids, task=task, tasks=own, dynamic=dynamic, **settings)
+    if rows.calibrate or rows.evaluate:
+        raise ValueError(_NO_ROWS)
     if shape is None:
         raise ValueError(
             "no run says what the network takes; give the shape of an input: --shape 2,5,168, or for a CTC model its "
@@ -108,6 +133,13 @@ def _exported(
         )
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _check_speech(folders: dict[str, Path], shaped: bool) -> None:
+    if others := [str(folder) for folder in folders.values() if not (folder / INFO_FILE).is_file()]:
+        raise ValueError(f"{', '.join(others)}: not of a speech run, and the others are; export them apart")
+    if shaped:
+        raise ValueError("speech runs know what they take; leave --shape, --fixed-length and --processor out")
 
 
 def _check_plain(base: Path | None, shape: str | None, fixed_length: bool) -> None:

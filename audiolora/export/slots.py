@@ -36,7 +36,9 @@ from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching
+from audiolora.layers.quantized import quantization_of
 from audiolora.layers.weight_norm import modernise_weight_norm
+from audiolora.quantizing import dequantize
 
 _PRODUCT_RANK = 64
 """A product of a higher rank is exported as ΔW; `exporting.export` takes ranks up to this unless told otherwise."""
@@ -196,7 +198,7 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
     if isinstance(layer, LycorisConv1d):
         return {"weight": _lycoris_fold(layer, adapter)}
     base = layer.get_base_layer()
-    linear = type(base) is nn.Linear and not getattr(layer, "fan_in_fan_out", False)
+    linear = _is_linear(base) and not getattr(layer, "fan_in_fan_out", False)
     if isinstance(layer, LoraLinear) and linear:
         term = LowRank(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
         return _lora_folds(layer, adapter, term, base.weight)
@@ -211,6 +213,10 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
             "that could be exported; merge it (merge_and_unload) and export the merged network"
         )
     return {"weight": Fold(delta=delta)}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or (isinstance(module, nn.Linear) and quantization_of(module) is not None)
 
 
 def _lycoris_fold(layer: LycorisConv1d, adapter: str) -> Fold:
@@ -247,7 +253,7 @@ def _adalora_fold(layer: AdaLoraLayer, adapter: str) -> Fold:
 def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:
     if adapter not in wrapper.modules_to_save:
         return {}
-    own, base = wrapper.modules_to_save[adapter].state_dict(), wrapper.original_module.state_dict()
+    own, base = (_floats(module) for module in (wrapper.modules_to_save[adapter], wrapper.original_module))
     for name in base:
         if own[name].shape != base[name].shape:
             raise ValueError(
@@ -256,6 +262,13 @@ def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict
                 "before the adapters are made, or export a bundle of its own"
             )
     return {name: Fold(delta=own[name] - base[name]) for name in base if base[name].is_floating_point()}
+
+
+def _floats(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors by name, quantised weights among them."""
+    if any(quantization_of(part) for part in module.modules()):
+        module = dequantize(copy.deepcopy(module))
+    return module.state_dict()
 
 
 def targets(plain: nn.Module, folds: Iterable[Mapping[str, Fold]], *, dora: bool = False) -> list[Target]:

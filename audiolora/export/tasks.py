@@ -12,12 +12,14 @@ from typing import Any
 from audiolora.export.ctc_settings import CtcSettings, check_same_hearing, ctc_settings
 from audiolora.export.fields import check
 from audiolora.export.forecast_settings import ForecastSettings, forecast_settings
+from audiolora.export.whisper_settings import WhisperSettings, check_same_model, whisper_settings
 
-Task = ForecastSettings | CtcSettings
+Task = ForecastSettings | CtcSettings | WhisperSettings
 
 _FROM_JSON: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {
     ForecastSettings.KIND: forecast_settings,
     CtcSettings.KIND: ctc_settings,
+    WhisperSettings.KIND: whisper_settings,
 }
 
 
@@ -51,3 +53,5 @@ def check_adapter_task(base: Task | None, own: Task) -> None:
         raise ValueError(f"an adapter's task must be of its base's kind, {there}, got {own.KIND!r}")
     if isinstance(base, CtcSettings) and isinstance(own, CtcSettings):
         check_same_hearing(base, own)
+    if isinstance(base, WhisperSettings) and isinstance(own, WhisperSettings):
+        check_same_model(base, own)

@@ -25,6 +25,7 @@ from torch import nn
 
 from audiolora.conv.batched import Adapter
 from audiolora.conv.factors import LowRank, svd_term
+from audiolora.conv.packed import Weight, unpacked
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.low_rank import LowRankLayer
 
@@ -95,12 +96,12 @@ class AdaLoraConv1d(LowRankLayer, AdaLoraLayer):
         P, Q = self.lora_B[adapter_name], self.lora_A[adapter_name]
         return svd_term(P, values, Q, float(self.scaling[adapter_name]), self.kernel_shape, groups)
 
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' with these adapters, one map after the other; one without any singular value left changes nothing."""
         at_work = [name for name in adapters if self.r[name]]
-        return super().adapt_weight(weight, at_work) if at_work else weight
+        return super().adapt_weight(weight, at_work) if at_work else unpacked(weight)
 
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         return super().merged_weight(weight, [name for name in adapters if self.r[name]])
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:

@@ -18,9 +18,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from audiolora.conv.batched import Adapter, BatchedWeight
+from audiolora.conv.packed import Weight
 from audiolora.layers.cache import WeightCache
 from audiolora.layers.mixed_batch import Samples, mixed_batch, samples_outside_of_forward
+from audiolora.layers.quantized import QuantizedWeight, dtype_of, pass_codes_on, quantization_of, refuse_merge
 from audiolora.layers.weight_norm import (
+    assign,
+    is_close,
     is_weight_norm,
     modernise_weight_norm,
     own_class,
@@ -55,14 +59,16 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     path: str
     tied_to: tuple[str, ...] = ()
+    takes_packed = False
+    """Whether `adapt_weight` takes a quantised base's `PackedWeight` as it is; else it gets a float tensor."""
     _old_weight_norm: bool
     _originals: dict[str, torch.Tensor]
 
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' of the shape of W (C_out, C_in/g, k), with these adapters on, in order."""
         raise NotImplementedError
 
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' to be kept: as `adapt_weight` has it in evaluation, whatever the mode."""
         return self.adapt_weight(weight, adapters)
 
@@ -111,9 +117,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             raise ValueError(
                 f"{self.path}: its weight has no shape before the model has run; run the model once before adapting it"
             )
-        # Not base.weight.dtype: reading a spectrally normed weight takes a step of its power iteration.
-        weight = base._parameters.get("weight")
-        dtype = (next(parametrizations_of(base, "weight").parameters()) if weight is None else weight).dtype
+        dtype = dtype_of(base)
         if not dtype.is_floating_point or dtype.itemsize == 1:
             raise ValueError(
                 f"{self.path}: its weight is {dtype}, and W + ΔW can be formed in float16, bfloat16, float32 or "
@@ -132,6 +136,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         if parameter is not None:
             # torch registers the parameter anew; accelerate's empty-weights context would send that to `meta`.
             parametrizations_of(base, name)._parameters["original"] = parameter
+        pass_codes_on(base, name, True)
 
     def unmap_tensor(self, name: str) -> None:
         """Take the map off one tensor of the base; nothing happens where there is none."""
@@ -145,6 +150,7 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             parametrize.remove_parametrizations(base, name, leave_parametrized=False)
             base._parameters[name] = parameter  # as in `map_tensor`
         else:
+            pass_codes_on(base, name, False)
             del chain[len(chain) - 1]
 
     def is_mapped(self, name: str) -> bool:
@@ -166,14 +172,16 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
         return base
 
     def mapped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What the base's tensor ``name`` is right now: adapted, or as it stands if disabled or merged."""
+        """What the tensor ``name`` is now: adapted, or as it stands; ``tensor``: of a quantised weight the codes."""
+        quantized = None if tensor.is_floating_point() else quantization_of(self.get_base_layer())
         samples = self._samples or samples_outside_of_forward(self)
         if samples is not None:
+            tensor = tensor if quantized is None else quantized.unpacked(tensor)
             plain = name == "bias" or samples[0] == [None]
             return tensor if plain else BatchedWeight.make(tensor, *samples)
         adapters = self._on()
         if not adapters:
-            return tensor
+            return tensor if quantized is None else quantized.unpacked(tensor)
         if name == "bias":
             return self.adapt_bias(tensor, adapters)
         made_of = self._base_of(tensor)
@@ -183,14 +191,20 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             [factor for adapter in adapters for factor in self.factors_of(adapter)],
             made_of,
             lambda: tuple((adapter, self.settings_of(adapter)) for adapter in adapters),
-            lambda: self.adapt_weight(tensor, adapters),
+            lambda: self.adapt_weight(tensor if quantized is None else self._packed(quantized, tensor), adapters),
         )
 
+    def _packed(self, quantized: QuantizedWeight, codes: torch.Tensor) -> Weight:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return quantized.packed(codes) if self.takes_packed and not traced else quantized.unpacked(codes)
+
     def _base_of(self, tensor: torch.Tensor) -> list[torch.Tensor] | None:
-        """What the base's weight is made of: itself, or weight norm's tensors; None if that is anybody's guess."""
+        """What the weight is made of: itself, codes and scales, or weight norm's tensors; None if nobody knows."""
         chain = parametrizations_of(self.get_base_layer(), "weight")
         if len(chain) == 1:
             return [tensor]
+        if len(chain) == 2 and isinstance(chain[0], QuantizedWeight):
+            return [tensor, chain[0].scale]
         return list(chain.parameters()) if is_weight_norm(chain) else None
 
     def train(self, mode: bool = True) -> "WeightSpaceLayer":
@@ -225,8 +239,9 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
     def base_key(self, key: str) -> str:
         """What the base called its tensor ``key`` before the map: ``parametrizations.weight.original`` → ``weight``."""
+        quantized = quantization_of(self.get_base_layer()) is not None
         for name in filter(self.is_mapped, ("weight", "bias")):
-            if key == f"parametrizations.{name}.original":
+            if key == f"parametrizations.{name}.original" and not (quantized and name == "weight"):
                 return name
         old = {f"parametrizations.weight.original{i}": part for i, part in enumerate(("weight_g", "weight_v"))}
         return old.get(key, key) if self._old_weight_norm else key
@@ -247,13 +262,14 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             ValueError: ``safe_merge`` and the merged weight is not finite, another module shares the tensors, or the
-                base cannot hold the merged weight (a spectral norm would scale it back); the base is then left as it
-                was.
+                base cannot hold the merged weight (it is quantised; a spectral norm would scale it back); the base is
+                then left as it was.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self._get_available_adapters()]
         if not names:
             return
         base = self.get_base_layer()
+        refuse_merge(base, self.path)
         if self.tied_to:
             raise ValueError(
                 f"{self.path}: its tensors are also those of {', '.join(self.tied_to)}, and merging would change that "
@@ -275,12 +291,12 @@ class WeightSpaceLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.extend(names)
             self._cache.clear()
             for name, value in merged.items():
-                _assign(base, name, value)
+                assign(base, name, value)
             lost = [name for name, value in merged.items() if not is_close(self.base_tensor(name), value)]
             if lost and all(value.isfinite().all() for value in merged.values()):
                 self.unmerge()
                 raise ValueError(
-                    f"{self.path}: its parametrization or quantised tensor cannot hold the merged {lost[0]}; take it "
+                    f"{self.path}: its parametrization cannot hold the merged {lost[0]}; take it "
                     "off with torch.nn.utils.parametrize.remove_parametrizations before adapting, or leave the adapter "
                     "unmerged"
                 )
@@ -330,17 +346,3 @@ class _Parametrizations(nn.Module):
     def __init__(self, chains: nn.Module) -> None:
         super().__init__()
         self._modules = chains._modules
-
-
-def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Up to what weight norm's division and product may round."""
-    tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
-    return bool(((actual - expected).abs() <= tolerance).all())
-
-
-def _assign(base: nn.Module, name: str, value: torch.Tensor) -> None:
-    chain = parametrizations_of(base, name)
-    if len(chain) == 1:
-        chain.original.copy_(value)  # in place: the storage may be shared, or known to a compiled graph
-    else:
-        setattr(base, name, value)  # back through weight norm's own inverse

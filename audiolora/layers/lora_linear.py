@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.quantized import quantization_of
 
 
 class LoraLinear(LoraConv1d):
@@ -30,6 +31,8 @@ class LoraLinear(LoraConv1d):
 def is_computed_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight a parametrization or the old weight norm computes.
 
+    Not a quantised one, over which PEFT's layer stays beside the base.
+
     Example:
         >>> is_computed_linear(nn.Linear(2, 2))
         False
@@ -37,4 +40,4 @@ def is_computed_linear(module: nn.Module) -> bool:
         True
     """
     computed = parametrize.is_parametrized(module, "weight") or "weight_v" in module._parameters
-    return isinstance(module, nn.Linear) and computed
+    return isinstance(module, nn.Linear) and computed and quantization_of(module) is None

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from audiolora.conv.factors import LowRank, adapted_weight, combined
+from audiolora.conv.packed import Weight, unpacked
 from audiolora.conv.weight import FactoredWeight
 from audiolora.layers.base import WeightSpaceLayer
 
@@ -14,6 +15,7 @@ class LowRankLayer(WeightSpaceLayer):
     ``lora_dropout`` holds a dropout an adapter, as in PEFT.
     """
 
+    takes_packed = True
     lora_dropout: nn.ModuleDict
 
     def term(self, adapter_name: str) -> LowRank:
@@ -29,7 +31,7 @@ class LowRankLayer(WeightSpaceLayer):
         W = self.base_tensor("weight")
         return adapted_weight(W, self.term(adapter), self.magnitude_of(adapter)) - W
 
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' with these adapters, one map after the other; factored where it is being trained."""
         if len(adapters) > 1 and any(self._dropout_p(name) for name in adapters):
             name = next(name for name in adapters if self._dropout_p(name))
@@ -44,13 +46,13 @@ class LowRankLayer(WeightSpaceLayer):
             return FactoredWeight.make(weight, term, self.magnitude_of(adapters[0]), self._dropout_p(adapters[0]))
         return self.merged_weight(weight, adapters)
 
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
         for name in adapters:
             weight = adapted_weight(weight, self.term(name), self.magnitude_of(name))
-        return weight
+        return unpacked(weight)
 
-    def _worth_factoring(self, weight: torch.Tensor, adapters: list[str]) -> bool:
+    def _worth_factoring(self, weight: Weight, adapters: list[str]) -> bool:
         """Under a gradient for the factors with the base frozen; export, tracing and torch.func want plain operators.
 
         Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,

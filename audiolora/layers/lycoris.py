@@ -18,6 +18,7 @@ from peft.tuners.lycoris_utils import LycorisConfig
 from torch import nn
 
 from audiolora.conv.factors import over_channels, stored
+from audiolora.conv.packed import Weight, unpacked
 from audiolora.layers.any_convolution import channels_of
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.interchange import mark
@@ -131,8 +132,9 @@ class LycorisConv1d(WeightSpaceLayer):
         delta = self._stored(adapter_name).to(self.factors_of(adapter_name)[0].dtype)
         return delta * self._kept_channels(adapter_name, delta) if apply_rank_dropout else delta
 
-    def adapt_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W + Σ ΔW; dropped out where that is being trained."""
+        weight = unpacked(weight)
         for name in adapters:
             if self.factors_of(name)[0].is_meta != weight.is_meta:
                 continue  # yet to be loaded, while PEFT reads the weight's device
@@ -144,8 +146,9 @@ class LycorisConv1d(WeightSpaceLayer):
             weight = weight + delta
         return weight
 
-    def merged_weight(self, weight: torch.Tensor, adapters: list[str]) -> torch.Tensor:
+    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
         """W + Σ ΔW without dropout: what a merge writes into the base in training too."""
+        weight = unpacked(weight)
         for name in adapters:
             weight = weight + self._stored(name).to(weight.dtype)
         return weight

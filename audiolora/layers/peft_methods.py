@@ -9,8 +9,10 @@ from typing import Any, TypeGuard
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import loraga
+from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.model import LoraModel
 from peft.utils import hotswap, save_and_load
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from audiolora.layers.any_convolution import STOCK, has_convolution_weight
@@ -19,11 +21,14 @@ from audiolora.layers.combination import check_combination, combine_adapters
 from audiolora.layers.hotswap import fitted, pad_ranks, settle
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lora_linear import LoraLinear
+from audiolora.layers.quantized import dequantize_weight, quantization_of
 
 _peft_add_weighted_adapter = LoraModel.add_weighted_adapter
 _peft_combine_by_svd = LoraModel._svd_generalized_task_arithmetic_weighted_adapter
 _peft_combine_factors = LoraModel._generalized_task_arithmetic_weighted_adapter
 _peft_key_to_original_key = save_and_load._peft_key_to_original_key
+_peft_get_device_map = lora_model.get_device_map
+_peft_update_saved = ModulesToSaveWrapper.update
 _peft_modules_with_gradients = loraga.get_target_modules
 _peft_pad_lora_weights = hotswap._pad_lora_weights
 _peft_hotswap = hotswap.hotswap_adapter_from_state_dict
@@ -149,10 +154,29 @@ def _key_of_the_base(model: nn.Module, peft_key: str) -> str:
     return _peft_key_to_original_key(model, peft_key)
 
 
+def update_saved(self: ModulesToSaveWrapper, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    """PEFT's; a head of the adapter's own is trained, so that its copy of a quantised one is float."""
+    _peft_update_saved(self, adapter_name, *args, **kwargs)
+    for module in self.modules_to_save[adapter_name].modules():
+        if quantization_of(module) is not None:
+            dequantize_weight(module)
+            module.weight.requires_grad_(adapter_name in self.active_adapters)
+
+
+def get_device_map(model: nn.Module) -> dict[str, Any]:
+    """PEFT's, which asks the first parameter: a model that is quantised throughout may have buffers alone."""
+    if any(True for _ in model.parameters()):
+        found: dict[str, Any] = _peft_get_device_map(model)
+        return found
+    return {"": next((buffer.device for buffer in model.buffers()), torch.device("cpu"))}
+
+
 REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
     (LoraModel, "add_weighted_adapter", add_weighted_adapter),
     (LoraModel, "_svd_generalized_task_arithmetic_weighted_adapter", _combine_by_svd),
     (LoraModel, "_generalized_task_arithmetic_weighted_adapter", _combine_factors),
+    (lora_model, "get_device_map", get_device_map),
+    (ModulesToSaveWrapper, "update", update_saved),
     (hotswap, "_pad_lora_weights", _pad_lora_weights),
     (hotswap, "hotswap_adapter_from_state_dict", hotswap_adapter_from_state_dict),
     (loraga, "get_target_modules", _modules_with_gradients),

@@ -18,8 +18,8 @@ from torch import nn
 from audiolora.conv import starts
 from audiolora.conv.factors import as_kernel, stored
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.base import is_close
-from audiolora.layers.weight_norm import parametrizations_of
+from audiolora.layers.quantized import quantization_of
+from audiolora.layers.weight_norm import is_close, parametrizations_of
 
 RANDOM = (True, False, "gaussian", "orthogonal", "eva")
 """Starts that leave the base alone; of ``eva`` see `audiolora.layers.eva`."""
@@ -146,6 +146,11 @@ def _correct(layer: Any, weight: torch.Tensor) -> None:
     The old values' storage is left alone, so that whoever holds it can put it back.
     """
     base = layer.get_base_layer()
+    if quantization_of(base) is not None:
+        raise ValueError(
+            f"{layer.path}: this start corrects the base's weight, which is quantised; take init_lora_weights=True or "
+            "'gaussian', or audiolora.dequantize(model) first"
+        )
     chain = parametrizations_of(base, "weight")
     with layer._with_only(()):
         if len(chain) == 1:

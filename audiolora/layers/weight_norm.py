@@ -26,15 +26,15 @@ def parametrizations_of(module: nn.Module, name: str) -> parametrize.Parametriza
     return chain
 
 
-def own_class(base: nn.Module) -> None:
+def own_class(module: nn.Module) -> None:
     """Give a parametrized module a class that it shares with no deep copy of it.
 
     torch puts the tensors' properties on a class made for the module, and ``copy.deepcopy`` keeps that class: adding or
     removing one here would change every copy.
     """
-    cls = type(base)
-    if parametrize.is_parametrized(base):
-        base.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+    cls = type(module)
+    if parametrize.is_parametrized(module):
+        module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
 
 
 def is_weight_norm(chain: parametrize.ParametrizationList) -> bool:
@@ -76,3 +76,18 @@ def restore_old_weight_norm(module: nn.Module) -> None:
     hook = next(hook for hook in hooks if hook.name == "weight")
     with torch.no_grad():
         module.weight = hook.compute_weight(module)  # whoever reads it before the next forward sees W
+
+
+def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether they are equal, up to what weight norm's division and product may round."""
+    tolerance = 32 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return bool(((actual - expected).abs() <= tolerance).all())
+
+
+def assign(base: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Write ``value`` into what the parametrized tensor ``name`` is made of."""
+    chain = parametrizations_of(base, name)
+    if len(chain) == 1:
+        chain.original.copy_(value)  # in place: the storage may be shared, or known to a compiled graph
+    else:
+        setattr(base, name, value)  # back through weight norm's own inverse

@@ -127,7 +127,7 @@ def read_info(folder: Path) -> AdapterInfo:
 
 
 def load_adapted(
-    path: Path, *, base: str | None = None, trainable: bool = False, **log: Any
+    path: Path, *, base: str | None = None, trainable: bool = False, adapter_name: str = "default", **log: Any
 ) -> tuple[PeftModel, LoadedWhisper, AdapterInfo]:
     """The base with the adapter of a run on it.
 
@@ -135,6 +135,7 @@ def load_adapted(
         path: a run's folder or an adapter's.
         base: another place for the same base weights, such as a local directory.
         trainable: whether the adapter's parameters require gradients.
+        adapter_name: what PEFT is to call it.
 
     Returns:
         The adapted model, the loaded base (its ``processor``, its ``origin``) and what the adapter says of itself.
@@ -163,4 +164,5 @@ def load_adapted(
             f"but {whisper.name} is another model (fingerprint {found[:12]}); give the right one with --base"
         )
     enable()
-    return PeftModel.from_pretrained(whisper.model, str(folder), is_trainable=trainable), whisper, info
+    model = PeftModel.from_pretrained(whisper.model, str(folder), adapter_name, is_trainable=trainable)
+    return model, whisper, info

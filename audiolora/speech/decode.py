@@ -24,6 +24,7 @@ HOP_SAMPLES = SAMPLE_RATE_HZ // FRAMES_PER_S  # 160, 10 ms
 # Speech makes 3-7 tokens a second in Latin scripts, up to about 20 in scripts that the vocabulary spells by the byte.
 TOKENS_PER_S = 24
 TOKENS_AT_LEAST = 16
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 
 def log_mel(processor: WhisperProcessor, audio: np.ndarray, n_frames: int = MAX_FRAMES) -> torch.Tensor:
@@ -262,7 +263,7 @@ def _language_and_task(whisper: WhisperForConditionalGeneration, language: str |
 
 
 def _token_limit(whisper: WhisperForConditionalGeneration, max_new_tokens: int | None) -> int:
-    room = whisper.config.max_target_positions - 4  # the prompt: start, language, task, no timestamps
+    room = whisper.config.max_target_positions - PROMPT_TOKENS
     if max_new_tokens is not None and not 0 < max_new_tokens <= room:
         raise ValueError(f"max_new_tokens must be between 1 and {room}, got {max_new_tokens}")
     return room if max_new_tokens is None else max_new_tokens

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from audiolora import cli
@@ -27,14 +28,21 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiolora.export.speech import drawn_clip
     from tests.export.ctc_models import ctc_model, processor
     from tests.series.tiny_fleet import adapted, forecaster, tiny_net
+    from tests.speech.tiny_run import tiny_run
+    from tests.speech.tiny_whisper import tiny_whisper
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_pumps.py").write_text(NETWORK, encoding="utf-8")
     forecaster(tiny_net(seed=4)).save("devices/base")
     for name in ("pump1", "pump2"):
         forecaster(adapted(tiny_net(seed=4))).save(f"devices/{name}")
+    tiny_whisper(tmp_path / "whisper")
+    for name in ("door", "yard"):
+        tiny_run(tmp_path / "runs" / name, tmp_path / "whisper")
+    soundfile.write("door.wav", drawn_clip(3.0), 16_000)
     ctc_model(num_hidden_layers=1).save_pretrained("wav2vec2-digits")
     processor(tmp_path).save_pretrained("wav2vec2-digits")
     names: dict[str, object] = {"__name__": "page"}

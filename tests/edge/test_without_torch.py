@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from audiolora.edge import Session
 from audiolora.export import make_keys
 from tests.export.small_bundle import factors, reference, sample, write_adapter, write_base
 
@@ -35,8 +38,8 @@ assert session.selftest("user1") < 1e-5
 """
 
 
-def run_without_torch(program: str) -> None:
-    """In a process that can import none of `FORBIDDEN`."""
+def run_without_torch(program: str) -> str:
+    """What it prints, in a process that can import none of `FORBIDDEN`."""
     done = subprocess.run(
         [sys.executable, "-c", BEFORE + program],
         cwd=ROOT,
@@ -45,6 +48,7 @@ def run_without_torch(program: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_session_runs_without_torch(tmp_path: Path) -> None:
@@ -59,3 +63,33 @@ def test_a_session_runs_without_torch(tmp_path: Path) -> None:
     swapped, bound, base = np.load(files["y"])
     for found, adapter in ((swapped, factors()), (bound, factors()), (base, None)):
         np.testing.assert_allclose(found, reference(sample(), adapter), rtol=0, atol=1e-5)
+
+
+HEARING = """
+texts = session.transcribe(list(x), 16_000, "door")
+assert session.bind("door").transcribe(x[0], 16_000) == texts[0]
+assert "wave" in sys.modules
+print("|".join(texts))
+"""
+
+
+@pytest.mark.slow
+def test_a_whisper_hears_without_torch(tmp_path: Path) -> None:
+    import numpy as np
+
+    from audiolora.export.runs import export_runs
+    from audiolora.export.speech import drawn_clip
+    from tests.speech.tiny_run import tiny_run
+    from tests.speech.tiny_whisper import tiny_whisper
+
+    tiny_whisper(tmp_path / "base")
+    tiny_run(tmp_path / "door", tmp_path / "base")
+    export_runs([tmp_path / "door"], tmp_path / "b")
+    x = np.stack([drawn_clip(), drawn_clip()[::-1]])
+    np.save(tmp_path / "x.npy", x)
+    begin = PROGRAM.partition("x = np.load")[0].replace('"user1"', '"door"')
+    program = begin + f"x = np.load({str(tmp_path / 'x.npy')!r})" + HEARING
+    said = run_without_torch(program.format(bundle=str(tmp_path / "b"), key=None))
+    session = Session(tmp_path / "b", threads=1)
+    session.load("door")
+    assert said.rstrip("\n") == "|".join(session.transcribe(list(x), 16_000, "door"))

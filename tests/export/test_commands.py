@@ -103,3 +103,33 @@ def test_verify_says_what_is_wrong(tmp_path: Path, audiolora: Callable[..., Simp
     said = audiolora("verify", tmp_path, "--key", tmp_path / "ours.pub.pem", "--self-test")
     assert said.status == 2 and "base: well" in said.out and "adapters/user1: " in said.out and "cut off" in said.out
     assert audiolora("keys", tmp_path / "ours").status == 2
+
+
+@pytest.mark.slow
+def test_what_int8_costs_is_printed(trained: Path, audiolora: Callable[..., SimpleNamespace]) -> None:
+    fleet().to_csv("rows.csv", index=False)
+    words = ("devices/pump0", "devices/pump1", "--network", "pumps_network:network", "--base", "base")
+    said = audiolora("export", *words, "--out", "int8", "--quantize", "int8", "--evaluate", "rows.csv")
+    assert said.status == 0, said.err
+    assert "pump1                mase" in said.out and "float," in said.out and "quantised (" in said.out
+    static = ("--form", "fact", "--quantize", "qdq", "--calibrate", "rows.csv", "--evaluate", "rows.csv")
+    said = audiolora("export", *words, "--out", "qdq", *static)
+    assert said.status == 0, said.err
+    assert audiolora("verify", "qdq", "--self-test").status == 0
+
+    session = Session("qdq", threads=1)
+    session.load("pump1")
+    rows = fleet()[lambda t: t["unique_id"] == "pump1"]
+    model = adapted(tiny_net(seed=4))
+    randomise(model, seed=1)
+    wanted = forecaster(model, scaler=Standard().fit(rows)).predict(rows)["forecast"].to_numpy()
+    found = session.forecast(rows["y"].to_numpy(), adapter="pump1", device="pump1")
+    assert 0 < np.abs(found - wanted).max() < 0.05 * np.ptp(wanted)
+
+
+def test_rows_are_a_forecaster_s(trained: Path, audiolora: Callable[..., SimpleNamespace]) -> None:
+    fleet().to_csv("rows.csv", index=False)
+    (trained / "devices/pump0/forecaster.json").unlink()
+    words = ("devices/pump0", "--network", "pumps_network:network", "--out", "b", "--shape", "1,1,24")
+    said = audiolora("export", *words, "--quantize", "int8", "--evaluate", "rows.csv")
+    assert said.status and "are rows of a forecaster" in said.err and not Path("b").exists()
