@@ -100,6 +100,13 @@ class AdaLoraCallback(TrainerCallback):
             )
 
 
+def rank_allocation(model: torch.nn.Module) -> list[TrainerCallback]:
+    """For audiolora's own trainers: `AdaLoraCallback` where there are ranks to allocate, nothing for another model."""
+    tuner = adalora_tuner(model)
+    needed = tuner is not None and tuner.trainable_adapter is not None and not tuner.ranks_are_final
+    return [AdaLoraCallback()] if needed else []
+
+
 def _tuner_to_train(model: Any) -> WeightSpaceAdaLoraModel:
     tuner = adalora_tuner(model)
     if tuner is None or tuner.trainable_adapter is None:
