@@ -5,7 +5,6 @@ A way gets a process of its own, so that the memory it takes is its own, and so 
 
 from __future__ import annotations
 
-import logging
 import resource
 import statistics
 import sys
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -136,13 +136,20 @@ def is_done(grid: Grid, folder: Path, way: str) -> bool:
 
 
 def run_way(task: Task, way: str, grid: Grid, folder: Path, threads: int = 1) -> None:
-    """Every trial of one way that is not done, then its costs; in this process.
+    """Every trial of one way that is not done, then its costs; in this process. What training says is in its log.txt.
 
     Raises:
         ValueError: what preparing or training the way raises, with the way in front.
     """
     torch.set_num_threads(threads)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    log = folder / "trials" / way / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Bars and losses of several trainings at once would be unreadable on one terminal.
+    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        _run_way(task, way, grid, folder)
+
+
+def _run_way(task: Task, way: str, grid: Grid, folder: Path) -> None:
     opened = task.open(folder)
     before = _resident_bytes()
     try:
