@@ -32,7 +32,7 @@ def main(
     channel: str = "invert",
     shift: Literal["none", "sensor", "season", "recalibrate", "rate", "resample"] = "resample",
     ways: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
-    learning_rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1e-3, 3e-3),
+    learning_rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1e-3, 3e-3, 1e-2),
     seeds: int = 3,
     parameters: int | None = None,
     epochs: int | None = None,

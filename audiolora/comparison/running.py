@@ -53,7 +53,7 @@ class Grid:
         ValueError: no learning rate, one that is not positive, no seed, no parameters.
     """
 
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: int = 3
     parameters: int = 150_000
     first_seed: int = 0
@@ -132,7 +132,16 @@ def _in_a_process(task: Task, way: str, grid: Grid, folder: Path, threads: int) 
 
 def is_done(grid: Grid, folder: Path, way: str) -> bool:
     """Whether every trial of a way has its file, and its costs."""
-    return len(read_trials(folder, way)) >= trials_of(grid, way) and read_costs(folder, way) is not None
+    trials = read_trials(folder, way)
+    best = chosen_rate(trials)
+    wanted = {(rate, grid.first_seed) for rate in rates_of(grid, way)}
+    wanted |= {(best, grid.first_seed + i) for i in range(grid.seeds if way != "frozen" else 1)}
+    return wanted <= {(t.learning_rate, t.seed) for t in trials} and read_costs(folder, way) is not None
+
+
+def rates_of(grid: Grid, way: str) -> tuple[float, ...]:
+    """The learning rates that a way tries."""
+    return () if way == "frozen" else tuple(rate * WAYS[way].rate for rate in grid.learning_rates)
 
 
 def run_way(task: Task, way: str, grid: Grid, folder: Path, threads: int = 1) -> None:
@@ -156,8 +165,8 @@ def _run_way(task: Task, way: str, grid: Grid, folder: Path) -> None:
         if way == "frozen":
             _once(opened, way, None, grid.first_seed, grid, folder)
         else:
-            for rate in grid.learning_rates:
-                _once(opened, way, rate * WAYS[way].rate, grid.first_seed, grid, folder)
+            for rate in rates_of(grid, way):
+                _once(opened, way, rate, grid.first_seed, grid, folder)
             best = chosen_rate(read_trials(folder, way))
             for seed in range(grid.first_seed + 1, grid.first_seed + grid.seeds):
                 _once(opened, way, best, seed, grid, folder)

@@ -32,6 +32,7 @@ class WayRow:
         step: training step over full tuning's; None for the frozen base.
         peak_bytes: memory of the training above the loaded base.
         ranks: ``"conv 34, attention 4"``, or empty.
+        at_edge: the chosen learning rate is the smallest or the largest that was tried: others may do better.
     """
 
     way: str
@@ -46,6 +47,7 @@ class WayRow:
     step: float | None
     peak_bytes: int
     ranks: str = ""
+    at_edge: bool = False
 
 
 HEADINGS = ("way", "", "95 % interval", "trained", "adapter", "step", "memory", "lr")
@@ -91,7 +93,7 @@ def cells(row: WayRow) -> tuple[str, ...]:
         f"{row.shipped_bytes / 1e3:,.0f} KB" if row.shipped_bytes else "–",
         "–" if row.step is None else f"{row.step:.2f}",
         f"{row.peak_bytes / 2**20:,.0f} MiB" if row.learning_rate is not None else "–",
-        "–" if row.learning_rate is None else f"{row.learning_rate:g}",
+        "–" if row.learning_rate is None else f"{row.learning_rate:.2g}{'*' if row.at_edge else ''}",
     )
 
 

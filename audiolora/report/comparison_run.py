@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from audiolora.comparison.running import Grid, trials_of
-from audiolora.comparison.trials import chosen_rate, interval, read_costs, read_trials
+from audiolora.comparison.trials import Trial, chosen_rate, interval, read_costs, read_trials
 from audiolora.comparison.ways import WAYS
 from audiolora.files import write_text
 from audiolora.report.comparison import (
@@ -66,7 +66,13 @@ def way_row(run: Run, way: str) -> WayRow:
         costs.step_over_full or None,
         costs.peak_bytes,
         ", ".join(f"{group} {r}" for group, r in (first.ranks or {}).items()),
+        _at_edge(trials, rate),
     )
+
+
+def _at_edge(trials: Sequence[Trial], chosen: float | None) -> bool:
+    tried = sorted({trial.learning_rate for trial in trials if trial.learning_rate is not None})
+    return len(tried) > 1 and chosen in (tried[0], tried[-1])
 
 
 def leave(run: Run) -> None:
@@ -108,4 +114,11 @@ def _told_apart(rows: list[WayRow]) -> str:
     """Which ways the test set cannot tell from the best."""
     best = min(rows, key=lambda row: row.error)
     ties = [row.way for row in rows if row is not best and row.low <= best.high]
-    return f"{best.way} errs least" + (f"; within its interval or touching it: {', '.join(ties)}" if ties else "")
+    edge = [row.way for row in rows if row.at_edge]
+    return "; ".join(
+        [
+            f"{best.way} errs least",
+            *([f"within its interval or touching it: {', '.join(ties)}"] if ties else []),
+            *([f"* at the edge of the learning rates that were tried: {', '.join(edge)}"] if edge else []),
+        ]
+    )
