@@ -134,7 +134,7 @@ def is_done(grid: Grid, folder: Path, way: str) -> bool:
     """Whether every trial of a way has its file, and its costs."""
     trials = read_trials(folder, way)
     best = chosen_rate(trials)
-    wanted = {(rate, grid.first_seed) for rate in rates_of(grid, way)}
+    wanted: set[tuple[float | None, int]] = {(rate, grid.first_seed) for rate in rates_of(grid, way)}
     wanted |= {(best, grid.first_seed + i) for i in range(grid.seeds if way != "frozen" else 1)}
     return wanted <= {(t.learning_rate, t.seed) for t in trials} and read_costs(folder, way) is not None
 
