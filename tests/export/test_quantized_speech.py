@@ -20,7 +20,7 @@ import audiolora
 from audiolora import cli
 from audiolora.edge import Session
 from audiolora.export import export, export_whisper
-from audiolora.export.spoken import evaluation_clips
+from audiolora.export.spoken import Spoken, evaluation_clips
 from audiolora.speech.adapter import load_adapted
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
@@ -28,6 +28,8 @@ from audiolora.speech.decode import transcribe
 from audiolora.speech.language import text_normalizer
 from audiolora.speech.manifests import read_utterances
 from audiolora.speech.metrics import error_rates
+from audiolora.speech.prompts import load_spoken_digits
+from audiolora.speech.weights import load_whisper
 from tests.export.ctc_models import adapted as adapted_ctc
 from tests.export.ctc_models import ctc_model, processor
 from tests.export.networks import randomise
@@ -154,6 +156,7 @@ def test_a_whisper_s_error_rates_before_and_after(tmp_path: Path, capsys: pytest
     assert packed.selftest() <= 1e-5 and session.selftest("door") <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_ctc_model_s_error_rates_before_and_after(tmp_path: Path) -> None:
     its_processor = processor(tmp_path)
     model = adapted_ctc(ctc_model(num_hidden_layers=1), "bob")
@@ -174,8 +177,6 @@ def test_a_ctc_model_s_error_rates_before_and_after(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_heard_is_refused_before_any_work(tmp_path: Path) -> None:
-    from audiolora.speech.weights import load_whisper
-
     tiny_whisper(tmp_path / "base")
     whisper = load_whisper(tmp_path / "base")
     utterances = read_utterances(manifest(tmp_path / "data"))
@@ -193,8 +194,6 @@ def test_what_cannot_be_heard_is_refused_before_any_work(tmp_path: Path) -> None
 
 
 def test_an_adapter_named_after_a_speaker_is_measured_on_that_speaker(tmp_path: Path) -> None:
-    from audiolora.export.spoken import Spoken
-
     class Echo:
         def transcribe(self, audios: list[np.ndarray], sample_rate_hz: int) -> list[str]:
             assert sample_rate_hz == 16_000
@@ -203,3 +202,18 @@ def test_an_adapter_named_after_a_speaker_is_measured_on_that_speaker(tmp_path: 
     spoken = Spoken.of(Clips(read_utterances(manifest(tmp_path / "d")), parse_channel("clean")), str.lower)
     network: Any = Echo()
     assert [spoken.rates(network, name).utterances for name in ("base", "door0", "door1")] == [5, 3, 2]
+
+
+@pytest.mark.slow
+def test_the_real_tiny_whisper_in_int8(tmp_path: Path) -> None:
+    whisper = load_whisper("openai/whisper-tiny.en")
+    digits = load_spoken_digits()[::100][:24]
+    how: dict[str, Any] = {"context": "auto", "quantize": "int8", "evaluate": digits}
+    made = export_whisper(whisper.model, whisper.processor, tmp_path / "b", **how)
+    assert made.bytes["base/decoder.onnx"] < 30e6 and made.bytes["base/encoder.onnx"] < 12e6
+    before, after = made.accuracy.rates["base"]
+    audios = Clips(digits, parse_channel("clean")).audios()
+    texts = transcribe(whisper.model, whisper.processor, audios, context="auto", progress=False)
+    normalize = text_normalizer(whisper.processor, "en")
+    assert before.wer == error_rates([one.text for one in digits], texts, normalize=normalize).wer
+    assert after.wer.value <= before.wer.value + 10
