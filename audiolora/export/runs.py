@@ -29,8 +29,8 @@ _NO_ROWS = (
     "export(…, calibration=inputs, evaluate=function)"
 )
 _NO_SPEECH = (
-    "--calibrate is for a forecaster's rows, and these adapters are of speech; take --quantize int8, or from Python: "
-    "export(…, quantize='qdq', calibration=inputs by graph)"
+    "--calibrate is for a forecaster's rows, and these adapters are of speech; take --quantize int8, or for a CTC "
+    "model from Python: export(…, quantize='qdq', calibration=inputs)"
 )
 
 

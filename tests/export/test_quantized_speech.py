@@ -186,6 +186,7 @@ def test_what_cannot_be_heard_is_refused_before_any_work(tmp_path: Path) -> None
     for arguments, told in (
         ({"quantize": "int8", "evaluate": read_utterances(long)}, "1 of 1 utterances cannot be used"),
         ({"quantize": "int8", "evaluate": [3]}, "evaluate must be utterances"),
+        ({"quantize": "qdq"}, "'qdq' is not for a Whisper.*take quantize='int8'"),
         ({"evaluate": utterances}, "evaluate measures what quantising costs"),
     ):
         with pytest.raises(ValueError, match=told):
