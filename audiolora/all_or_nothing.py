@@ -19,10 +19,12 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.mixed import MixedModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
+from torch.nn.utils import parametrize
 
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.participation import stop_watching
+from audiolora.layers.quantized import quantization_of
 from audiolora.layers.starts import CORRECTING, kind_of
 
 _from_pretrained = PeftModel.from_pretrained.__func__
@@ -208,6 +210,24 @@ def unmerged_on_error(model: nn.Module) -> Iterator[None]:
                 if names:
                     layer.merge(adapter_names=names)
         raise
+
+
+def refuse_lost_merges(model: nn.Module) -> None:
+    """Whether PEFT's own layers can merge, which write to ``weight.data``: a computed weight forgets that in silence.
+
+    Raises:
+        ValueError: one of them lies over a parametrized weight.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, WeightSpaceLayer):
+            continue
+        base: Any = layer.get_base_layer()
+        if parametrize.is_parametrized(base, "weight") and quantization_of(base) is None:
+            raise ValueError(
+                f"{name}: PEFT's {type(layer).__name__} cannot merge into a weight that is computed "
+                f"({type(base.parametrizations.weight[0]).__name__.lstrip('_')}), the update would be lost; leave "
+                "the adapter unmerged, or adapt this module with LoRA, DoRA or AdaLoRA while audiolora is enabled"
+            )
 
 
 class WeightSpaceTuner(BaseTuner):

@@ -67,13 +67,16 @@ def export(
             the data that a run was trained on, what it held out, through the run's channel.
         overwrite: replace the bundle that is there.
     """
+    from rich.console import Console
+
     from audiolora.export.runs import export_runs
 
-    made = export_runs(
-        runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor, target=target,
-        form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
-        quantize=quantize, calibrate=calibrate, evaluate=evaluate,
-    )  # fmt: skip
+    with Console(stderr=True).status("exporting, and comparing with torch …"):
+        made = export_runs(
+            runs, out, network, base=base, shape=shape, fixed_length=fixed_length, processor=processor, target=target,
+            form=form, key=sign, id=id, max_rank=max_rank, streaming=streaming, dora=dora, web=web, overwrite=overwrite,
+            quantize=quantize, calibrate=calibrate, evaluate=evaluate,
+        )  # fmt: skip
     graphs = [f"base/{made.manifest.graph_file(graph)}" for graph in made.manifest.graphs]
     for name, off in made.differences.items():
         files = graphs if name == "base" else [f"adapters/{name}/adapter.safetensors"]

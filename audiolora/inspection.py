@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.loha.layer import LoHaLayer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from audiolora.allocation import kept_ranks
 from audiolora.conv.geometry import ConvGeometry, first
 from audiolora.conv.plan import Path, gradient_path, training_overhead
 from audiolora.layers.any_convolution import channels_of
@@ -23,9 +25,10 @@ from audiolora.layers.quantized import quantization_of
 class AdaptedModule:
     """One row: an adapted module and one of its adapters.
 
-    ``gradients`` is the way they take, ``"low-rank"``, or ``"dense"`` (LoHa, LoKr, and where r is not small against the
-    channels);
-    ``overhead`` is the extra work of a training step as a share of the frozen module's own (`conv.plan`).
+    ``r`` is the rank; of AdaLoRA, once it has begun to take ranks away, what is kept of it now (``parameters`` counts
+    what is in memory: the rest goes when the adapter is saved). ``gradients`` is the way they take, ``"low-rank"``, or
+    ``"dense"`` (LoHa, LoKr, and where r is not small against the channels); ``overhead`` is the extra work of a
+    training step as a share of the frozen module's own (`conv.plan`).
     """
 
     name: str
@@ -91,8 +94,9 @@ def inspect(model: nn.Module) -> Inspection:
         40
     """
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""
+    kept = kept_ranks(model)
     rows = tuple(
-        _row(name.removeprefix(prefix), layer, adapter)
+        _row(name.removeprefix(prefix), layer, adapter, kept.get((name.removeprefix(prefix), adapter)))
         for name, layer in model.named_modules()
         if isinstance(layer, (LoraLayer, LycorisLayer))
         for adapter in layer.r
@@ -105,10 +109,11 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(rows, sum(p.numel() for p in parameters if p.requires_grad), total)
 
 
-def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str) -> AdaptedModule:
+def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str, kept: int | None) -> AdaptedModule:
     base = layer.get_base_layer()
-    ours, whole = isinstance(layer, WeightSpaceLayer), isinstance(layer, LycorisLayer)
-    shape = tuple((layer.base_tensor() if ours else base.weight).shape)
+    mapped, whole = isinstance(layer, WeightSpaceLayer), isinstance(layer, LycorisLayer)
+    shape = tuple((layer.base_tensor() if mapped else base.weight).shape)
+    ours = mapped and len(shape) == 3
     geometry = _conv_geometry(base) if ours else ConvGeometry()
     path = gradient_path(shape, layer.r[adapter], geometry) if ours else Path.LOW_RANK
     path = Path.DENSE if whole else path
@@ -119,8 +124,8 @@ def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str) -> AdaptedMod
         name=name,
         kind=type(base).__name__.removeprefix("Parametrized") + ("" if quantized is None else f" {quantized.kind}"),
         geometry=_geometry(base, shape, geometry if ours else None),
-        method=_method(layer, adapter) + ("" if ours else " (PEFT)"),
-        r=layer.r[adapter],
+        method=_method(layer, adapter) + ("" if mapped else " (PEFT)"),
+        r=layer.r[adapter] if kept is None else kept,
         parameters=sum(parameter.numel() for parameter in parameters),
         gradients=path.value,
         overhead=training_overhead(shape, layer.r[adapter], geometry, path),
@@ -130,6 +135,8 @@ def _row(name: str, layer: LoraLayer | LycorisLayer, adapter: str) -> AdaptedMod
 def _method(layer: LoraLayer | LycorisLayer, adapter: str) -> str:
     if isinstance(layer, LycorisLayer):
         return "LoHa" if isinstance(layer, LoHaLayer) else "LoKr"
+    if isinstance(layer, AdaLoraLayer):
+        return "AdaLoRA"
     tucker = ", Tucker" if adapter in getattr(layer, "lora_core", ()) else ""
     return ("DoRA" if layer.use_dora.get(adapter) else "LoRA") + tucker
 

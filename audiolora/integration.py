@@ -14,21 +14,24 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel, peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.loha import LoHaModel
 from peft.tuners.lokr import LoKrModel
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, save_and_load
 from peft.utils.other import get_pattern_key
 from torch import nn
 
 from audiolora import all_or_nothing, fitting
+from audiolora.allocation import WeightSpaceAdaLoraModel, validate_adapter_state_dict
 from audiolora.layers import eva
 from audiolora.layers.any_convolution import STOCK, channels_of, has_convolution_weight
 from audiolora.layers.interchange import CONFIGS
 from audiolora.layers.loha import LoHaConv1d
 from audiolora.layers.lokr import LoKrConv1d
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
 from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
@@ -36,6 +39,7 @@ from audiolora.layers.quantized_linear import refuses_merge
 
 _peft_dispatch_default = lora_model.dispatch_default
 _peft_inject_adapter = BaseTuner.inject_adapter
+_peft_merge_adapter = BaseTuner.merge_adapter
 _peft_unload_and_optionally_merge = BaseTuner._unload_and_optionally_merge
 
 
@@ -45,6 +49,8 @@ def _dispatch(
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target  # type: ignore[operator]
     if parameter_name is None and isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)):
         return LoraConv1d(target, adapter_name, config=config, **kwargs)
+    if parameter_name is None and is_computed_linear(base):
+        return LoraLinear(target, adapter_name, config=config, **kwargs)
     name = kwargs.get("target_name", "")
     if ".parametrizations." in name:
         return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
@@ -93,8 +99,15 @@ def _inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args:
     watch_participation(model, adapter_name)
 
 
-def _unload_and_optionally_merge(self: BaseTuner, *args: Any, **kwargs: Any) -> nn.Module:
-    unloaded = _peft_unload_and_optionally_merge(self, *args, **kwargs)
+def _merge_adapter(self: BaseTuner, *args: Any, **kwargs: Any) -> None:
+    all_or_nothing.refuse_lost_merges(self.model)
+    _peft_merge_adapter(self, *args, **kwargs)
+
+
+def _unload_and_optionally_merge(self: BaseTuner, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    if merge:
+        all_or_nothing.refuse_lost_merges(self.model)
+    unloaded = _peft_unload_and_optionally_merge(self, merge, *args, **kwargs)
     stop_watching(unloaded)
     return unloaded
 
@@ -107,11 +120,14 @@ _REBOUND: list[tuple[Any, str, Any]] = [
     (LoKrModel, "_create_and_replace", _lycoris_layer(LoKrModel, LoKrConv1d)),
     *[(model, "inject_adapter", all_or_nothing.inject_adapter) for model in all_or_nothing.WEIGHT_SPACE],
     (BaseTuner, "inject_adapter", _inject_adapter),
+    (BaseTuner, "merge_adapter", _merge_adapter),
     (BaseTuner, "_unload_and_optionally_merge", _unload_and_optionally_merge),
     (PeftModel, "load_adapter", all_or_nothing.load_adapter),
     (PeftModel, "from_pretrained", classmethod(all_or_nothing.from_pretrained)),
     (peft_model, "set_peft_model_state_dict", fitting.set_peft_model_state_dict),
     *[(PEFT_TYPE_TO_CONFIG_MAPPING, name, config) for name, config in CONFIGS.items()],
+    (PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ADALORA, WeightSpaceAdaLoraModel),
+    (save_and_load, "_validate_lora_adapter_state_dict", validate_adapter_state_dict),
     *REPLACEMENTS,
     *eva.REPLACEMENTS,
 ]

@@ -116,7 +116,7 @@ def test_unloaded_it_can_be_adapted_again() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"method": "vera"}, r"method must be one of \('lora', 'dora', 'loha', 'lokr'\), got 'vera'"),
+    ({"method": "vera"}, r"method must be one of \('lora', 'dora', 'loha', 'lokr', 'adalora'\), got 'vera'"),
     ({"method": "loha", "dropout": 0.1}, "dropout=0.1 acts on.*loha.*rank_dropout or module_dropout"),
     ({"method": "lokr", "use_rslora": True}, "use_rslora is LoRA's; lokr is scaled by alpha / r"),
     ({"r": 0}, "conv: r must be a positive integer, got 0; try r=8"),

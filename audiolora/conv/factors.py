@@ -15,6 +15,15 @@ DoRA (Liu et al., arXiv 2402.09353), with m (C_out,) and the norm over each outp
 
     W' = c · V,   V = W + ΔW,   c = m / ‖V‖         ‖V‖ is a constant in backward (section 4.3 of the paper)
 
+AdaLoRA (Zhang et al., arXiv 2303.10512), with the singular values λ (r,) that its budget sets to zero one by one:
+
+    ΔW = s · (P · diag(λ) · Q).reshape(C_out, C_in/g, k),        P (C_out, r), Q (r, C_in/g · k)
+
+Geometric parametrisation, with a length r (C_out,) and a direction θ like W, of length 1 at the start. Weight norm
+(Salimans and Kingma, arXiv 1602.07868) is the same map with θ = W at the start:
+
+    W = r · θ / ‖θ‖         differentiated through ‖θ‖, unlike DoRA's
+
 LoHa (FedPara, Hyeon-Woo et al., arXiv 2108.06098, proposition 1), ∘ the elementwise product of two low-rank matrices:
 
     ΔW = s · (L₁·R₁) ∘ (L₂·R₂)                      L (C_out, r), R (r, C_in/g · k): a rank of up to r²
@@ -53,6 +62,32 @@ class LowRank:
     B: torch.Tensor
     scaling: float | torch.Tensor
     transposed_groups: int | None = None
+
+
+def svd_term(
+    P: torch.Tensor,
+    values: torch.Tensor,
+    Q: torch.Tensor,
+    scaling: float,
+    kernel_shape: Sequence[int],
+    transposed_groups: int | None = None,
+) -> LowRank:
+    """AdaLoRA's s·P·diag(λ)·Q as a low-rank term: A = diag(λ)·Q in the kernel's shape, B = P.
+
+    Args:
+        P: (C_out, r), the left singular vectors.
+        values: λ, r elements in any shape.
+        Q: (r, C_in/g · k), the right singular vectors.
+        scaling: s.
+        kernel_shape: (C_out, C_in/g, k), or (out, in) for a Linear's weight.
+        transposed_groups: as in `LowRank`.
+
+    Example:
+        >>> svd_term(torch.ones(4, 2), torch.zeros(2), torch.ones(2, 15), 0.5, (4, 3, 5)).A.shape
+        torch.Size([2, 3, 5])
+    """
+    A = (Q * values.view(-1, 1)).view(Q.shape[0], *kernel_shape[1:])
+    return LowRank(A, P, scaling, transposed_groups)
 
 
 def combined(terms: Sequence[LowRank]) -> LowRank:
@@ -267,6 +302,36 @@ def _inverse(norm: torch.Tensor) -> torch.Tensor:
 def scaled(direction: torch.Tensor, c: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
     """c · V: DoRA's weight from its direction (stored as the weight is) and a factor (C_out,) for each channel."""
     return direction * over_channels(c.to(direction.dtype), direction, transposed_groups)
+
+
+def geometric_weight(r: torch.Tensor, theta: torch.Tensor, transposed_groups: int | None = None) -> torch.Tensor:
+    """W = r · θ/‖θ‖, stored as θ is and in its dtype; zero where a channel of θ is exactly zero.
+
+    Args:
+        r: (C_out,), of either sign.
+        theta: θ, stored as the weight is.
+        transposed_groups: as in `LowRank`.
+
+    Example:
+        >>> geometric_weight(torch.tensor([2.0]), torch.tensor([[3.0, 4.0]]))
+        tensor([[1.2000, 1.6000]])
+    """
+    norm = channel_norm(theta, transposed_groups)
+    return scaled(theta, r / norm.clamp_min(torch.finfo(norm.dtype).tiny), transposed_groups)
+
+
+def length_and_direction(
+    weight: torch.Tensor, transposed_groups: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """r (C_out,) and θ of length 1 that `geometric_weight` makes this weight of, to rounding.
+
+    A channel that is exactly zero has no direction: it gets r = 0, and as θ the same number in every place, so that it
+    stays zero and its r can learn.
+    """
+    norm = channel_norm(weight, transposed_groups)
+    unit = scaled(weight, _inverse(norm), transposed_groups)
+    none = over_channels(norm, weight, transposed_groups) == 0
+    return norm.to(weight.dtype), unit.where(~none, (weight.numel() / norm.numel()) ** -0.5)
 
 
 def adapted_weight(base: Weight, term: LowRank, magnitude: torch.Tensor | None = None) -> torch.Tensor:

@@ -54,6 +54,10 @@ class AdaptedWeight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _METADATA:
                 return func(*args, **kwargs)
+            if func is F.linear:
+                weight = args[1] if len(args) > 1 else kwargs["weight"]
+                if isinstance(weight, FactoredWeight):
+                    return weight.linear(*args, **kwargs)
             if func in _CONVOLUTIONS and not isinstance(args[0] if args else kwargs["input"], AdaptedWeight):
                 return _CONVOLUTIONS[func](*args, **kwargs)
             return func(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
@@ -112,6 +116,18 @@ class FactoredWeight(AdaptedWeight):
         y = convolve(x, unpacked(self.base).to(x.dtype), None, geometry)
         dropped = F.dropout(x, self.dropout_p, training=True)
         return lowrank_add(y, dropped, term.A[None], (term.B * term.scaling)[None], c, bias, geometry)
+
+    def linear(self, input: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """c · (x·Wᵀ + s·dropout(x)·Aᵀ·Bᵀ) + bias, for a linear layer's weight; argument names are torch's."""
+        if self.base.dim() != 2 or isinstance(input, AdaptedWeight):
+            return F.linear(_plain(input), self.dense(), bias)
+        term, y = self.term, F.linear(input, unpacked(self.base))
+        x = F.dropout(input, self.dropout_p) if self.dropout_p else input
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(term.A.dtype)
+        y = y + F.linear(F.linear(x, term.A), term.B * term.scaling).to(y.dtype)
+        if self.magnitude is not None:
+            y = y * (self.magnitude.flatten() * inverse_norm(lora_weight(self.base, term).detach())).to(y.dtype)
+        return y if bias is None else y + bias.to(y.dtype)
 
 
 def _plain(value: Any) -> Any:

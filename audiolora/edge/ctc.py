@@ -13,6 +13,7 @@ from itertools import groupby
 
 import numpy as np
 
+from audiolora.edge.audio import checked_clips
 from audiolora.edge.ctc_search import beam_search, best_path, log_softmax
 from audiolora.export.ctc_settings import LENGTHS, CtcSettings
 from audiolora.export.errors import BundleError
@@ -177,25 +178,11 @@ def _batches(settings: CtcSettings, clips: Sequence[np.ndarray], size: int) -> I
 
 
 def _checked(settings: CtcSettings, audios: Sequence[np.ndarray], sample_rate_hz: int) -> list[np.ndarray]:
-    rate_hz = settings.sample_rate_hz
-    if sample_rate_hz != rate_hz:
-        raise ValueError(
-            f"sample_rate_hz must be {rate_hz}, which the model was trained on, got {sample_rate_hz}; resample first, "
-            f"for example with soxr: audio = soxr.resample(audio, {sample_rate_hz}, {rate_hz})"
-        )
-    clips = []
-    for i, audio in enumerate(audios):
-        clip = np.asarray(audio)
-        if clip.ndim != 1:
-            raise ValueError(f"clip {i} must be mono, shape (samples,), got shape {clip.shape}")
-        if clip.dtype.kind != "f":
-            raise ValueError(f"clip {i} must be float, full scale at 1, got {clip.dtype}; divide int16 by 32768")
+    clips = checked_clips(audios, sample_rate_hz, settings.sample_rate_hz)
+    for i, clip in enumerate(clips):
         if len(clip) < settings.fewest_samples:
             raise ValueError(
                 f"clip {i} has {len(clip)} samples, and the model needs {settings.fewest_samples} for its "
                 f"{settings.fewest_frames} frame(s); drop it, or pad it with zeros"
             )
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {i} holds NaN or infinite samples; repair or drop it")
-        clips.append(clip.astype(np.float32))
     return clips

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.edge.audio import checked_clips
 from audiolora.edge.mel import log_mel
 from audiolora.export.errors import BundleError
 from audiolora.export.tensors import read_tensors
@@ -204,26 +205,12 @@ def _batches(settings: WhisperSettings, clips: Sequence[np.ndarray], size: int) 
 
 
 def _checked(settings: WhisperSettings, audios: Sequence[np.ndarray], sample_rate_hz: int) -> list[np.ndarray]:
-    rate_hz = settings.sample_rate_hz
-    if sample_rate_hz != rate_hz:
-        raise ValueError(
-            f"sample_rate_hz must be {rate_hz}, which the model was trained on, got {sample_rate_hz}; resample first, "
-            f"for example with soxr: audio = soxr.resample(audio, {sample_rate_hz}, {rate_hz})"
-        )
-    clips = []
-    for i, audio in enumerate(audios):
-        clip = np.asarray(audio)
-        if clip.ndim != 1 or clip.size == 0:
-            raise ValueError(f"clip {i} must be mono with at least one sample, shape (L,), got shape {clip.shape}")
-        if clip.dtype.kind != "f":
-            raise ValueError(f"clip {i} must be float, full scale at 1, got {clip.dtype}; divide int16 by 32768")
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {i} holds NaN or infinite samples; repair or drop it")
+    clips = checked_clips(audios, sample_rate_hz, settings.sample_rate_hz)
+    for i, clip in enumerate(clips):
         try:
             settings.n_frames(len(clip))
         except ValueError as error:
             raise ValueError(f"clip {i} lasts {error}: cut it into shorter clips") from None
-        clips.append(clip.astype(np.float32))
     return clips
 
 

@@ -5,6 +5,7 @@ Whatever the method, an adapter changes tensors of the base, and each change fol
     W' = (1 + gain) ⊙ (W + B·A) + delta          A (r, K), B (C_out, r), gain (C_out,), delta like W
 
 with W as the matrix (C_out, K) that `conv.factors` takes it for. LoRA and rslora are A and B, with the scaling in B;
+AdaLoRA is the same of the singular values that its budget left;
 DoRA has c = m / ‖V‖ = 1 + gain besides, a constant once it is trained; LoHa and LoKr on a convolution are an exact A
 and B too, of a higher rank, while that has fewer numbers than W; ``lora_bias`` is a delta of the bias; a head in
 ``modules_to_save`` is a delta of each of its tensors, and so is every other method that PEFT has a ``get_delta_weight``
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer, SVDLinear
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -29,6 +31,7 @@ from torch.nn.utils import parametrize
 
 from audiolora.conv.factors import LowRank, inverse_norm, lora_delta, lora_weight, scaled, stored
 from audiolora.export.manifests import TensorSpec
+from audiolora.layers.adalora import RANKNUM_EPSILON, AdaLoraConv1d
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lycoris import LycorisConv1d
@@ -195,9 +198,12 @@ def _layer_folds(path: str, layer: BaseTunerLayer, adapter: str) -> dict[str, Fo
     if isinstance(layer, LycorisConv1d):
         return {"weight": _lycoris_fold(layer, adapter)}
     base = layer.get_base_layer()
-    if isinstance(layer, LoraLinear) and _is_linear(base) and not layer.fan_in_fan_out:
+    linear = _is_linear(base) and not getattr(layer, "fan_in_fan_out", False)
+    if isinstance(layer, LoraLinear) and linear:
         term = LowRank(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
         return _lora_folds(layer, adapter, term, base.weight)
+    if isinstance(layer, AdaLoraConv1d) or (isinstance(layer, SVDLinear) and linear):
+        return {"weight": _adalora_fold(layer, adapter)}
     weight = getattr(base, "weight", None)
     plain = not (getattr(layer, "use_dora", {}).get(adapter) or getattr(layer, "lora_bias", {}).get(adapter))
     delta = layer.get_delta_weight(adapter) if plain and hasattr(layer, "get_delta_weight") else None
@@ -232,6 +238,16 @@ def _lora_folds(layer: BaseTunerLayer, adapter: str, term: LowRank, weight: torc
     if layer.lora_bias[adapter]:
         folds["bias"] = Fold(delta=holder.bias * term.scaling)
     return folds
+
+
+def _adalora_fold(layer: AdaLoraLayer, adapter: str) -> Fold:
+    """The triplets whose λ is not zero: A = Q, B = s·P·Λ; one of zeros where none is left (rank 0 is not run)."""
+    values, P, Q = layer.lora_E[adapter].flatten(), layer.lora_B[adapter], layer.lora_A[adapter]
+    kept = values.nonzero().flatten()
+    if not len(kept):
+        return Fold(Q.new_zeros(1, Q.shape[1]), P.new_zeros(P.shape[0], 1))
+    scaling = layer.scaling[adapter] / (layer.ranknum[adapter] + RANKNUM_EPSILON)
+    return Fold(Q[kept], P[:, kept] * (values[kept] * scaling))
 
 
 def _saved_folds(path: str, wrapper: ModulesToSaveWrapper, adapter: str) -> dict[str, Fold]:

@@ -24,24 +24,22 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from audiolora.conv.batched import Adapter
-from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, combined, through_core
-from audiolora.conv.packed import Weight, unpacked
-from audiolora.conv.weight import FactoredWeight
+from audiolora.conv.factors import LowRank, adapted_weight, channel_norm, through_core
 from audiolora.layers import starts
 from audiolora.layers.any_convolution import channels_of
-from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.interchange import conv_factors, mark
+from audiolora.layers.low_rank import LowRankLayer
 
 
 class Magnitude(nn.Module):
-    """DoRA's m, under the name and in the shape (1, C_out, 1) that PEFT's files have it."""
+    """DoRA's m, under the name and in the shape that PEFT's files have it: (1, C_out, 1), or (out,) if linear."""
 
-    def __init__(self, m: torch.Tensor) -> None:
+    def __init__(self, m: torch.Tensor, shape: tuple[int, ...] = (1, -1, 1)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(m.detach().view(1, -1, 1).clone())
+        self.weight = nn.Parameter(m.detach().view(shape).clone())
 
 
-class LoraConv1d(WeightSpaceLayer, LoraLayer):
+class LoraConv1d(LowRankLayer, LoraLayer):
     """A convolution with LoRA or DoRA as a map on its weight.
 
     Args:
@@ -55,8 +53,8 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         ValueError: a rank below 1, an alpha that is not positive, or an option that has no meaning for a convolution.
     """
 
-    takes_packed = True
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_core")
+    magnitude_shape: tuple[int, ...] = (1, -1, 1)
 
     def __init__(
         self,
@@ -73,8 +71,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             LoraLayer.__init__(self, base_layer)
         self.lora_core = nn.ModuleDict()
-        channels = channels_of(self.get_base_layer())
-        self.in_features, self.out_features = channels.in_channels, channels.out_channels
+        self.in_features, self.out_features = self._sizes()
         self._active_adapter = adapter_name
         self.path = kwargs.get("target_name") or type(base_layer).__name__
         try:
@@ -96,28 +93,40 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         mark(config, self.path, self.get_base_layer())
 
     def _add_adapter(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig) -> None:
-        base = self.get_base_layer()
-        channels, kernel = channels_of(base), base.weight.shape[2]
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name], self.use_dora[adapter_name] = config.use_rslora, config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         self.lora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        # Holders of the factors: never called, but named, typed and drawn as in PEFT.
+        self._add_factors(adapter_name, r, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        starts.start(self, adapter_name, config)
+        if config.use_dora:
+            self.lora_magnitude_vector[adapter_name] = Magnitude(
+                self._start_magnitude(adapter_name), self.magnitude_shape
+            )
+
+    def _sizes(self) -> tuple[int, int]:
+        channels = channels_of(self.get_base_layer())
+        return channels.in_channels, channels.out_channels
+
+    def _add_factors(self, adapter_name: str, r: int, config: LoraConfig) -> None:
+        """Holders of the factors, with their start: never called, but named, typed and drawn as in PEFT."""
+        channels = channels_of(self.get_base_layer())
+        kernel = channels.kernel_size
         tucker = conv_factors(config) == "tucker" and kernel > 1  # a pointwise kernel is a 1×1 already
         q = min(r, channels.in_per_group) if tucker else r
         self.lora_A[adapter_name] = nn.Conv1d(channels.in_per_group, q, 1 if tucker else kernel, bias=False)
         if tucker:
             self.lora_core[adapter_name] = nn.Conv1d(q, r, kernel, bias=False)
         self.lora_B[adapter_name] = nn.Conv1d(r, channels.out_channels, 1, bias=config.lora_bias)
-        init = config.init_lora_weights
-        self.reset_lora_parameters(adapter_name, init if init in (True, False, "gaussian") else True)
+        self._draw(adapter_name, config)
         if tucker:  # orthonormal rows: then A has the spread that PEFT's start gives it
             nn.init.orthogonal_(self.lora_A[adapter_name].weight.flatten(1))
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        starts.start(self, adapter_name, config)
-        if config.use_dora:
-            self.lora_magnitude_vector[adapter_name] = Magnitude(self._start_magnitude(adapter_name))
+
+    def _draw(self, adapter_name: str, config: LoraConfig) -> None:
+        init = config.init_lora_weights
+        self.reset_lora_parameters(adapter_name, init if init in (True, False, "gaussian") else True)
 
     def _start_magnitude(self, adapter_name: str) -> torch.Tensor:
         """‖W + ΔW‖ (C_out,), so that c = 1 and the adapted layer starts as the base; empty on ``meta``."""
@@ -138,19 +147,14 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         groups = base.groups if isinstance(base, nn.ConvTranspose1d) else None
         return LowRank(A, B.flatten(1), self.scaling[adapter_name], groups)
 
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """W' - W (C_out, C_in/g, k) of this adapter alone; PEFT's name."""
-        W = self.base_tensor("weight")
-        return adapted_weight(W, self.term(adapter), self._magnitude(adapter)) - W
-
-    def _magnitude(self, adapter: str) -> torch.Tensor | None:
+    def magnitude_of(self, adapter: str) -> torch.Tensor | None:
         return self.lora_magnitude_vector[adapter].weight if self.use_dora[adapter] else None
 
     def has_adapter(self, name: str) -> bool:
         return name in self.scaling
 
     def factors_of(self, adapter: str) -> list[torch.Tensor]:
-        magnitude = self._magnitude(adapter)
+        magnitude = self.magnitude_of(adapter)
         holders: tuple[Any, ...] = (self.lora_A, self.lora_B, self.lora_core)
         factors = [holder[adapter].weight for holder in holders if adapter in holder]
         return factors if magnitude is None else [*factors, magnitude]
@@ -162,54 +166,7 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
         if self._dropout_p(adapter):
             return None
         bias = self.lora_B[adapter].bias * self.scaling[adapter] if self.lora_bias[adapter] else None
-        return Adapter(self.term(adapter), self._magnitude(adapter), bias)
-
-    def adapt_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
-        """W' with these adapters, one map after the other; factored where it is being trained."""
-        if len(adapters) > 1 and any(self._dropout_p(name) for name in adapters):
-            name = next(name for name in adapters if self._dropout_p(name))
-            raise ValueError(
-                f"lora_dropout={self._dropout_p(name)} on adapter {name!r} needs it to be the only active one; "
-                f"active now: {adapters}"
-            )
-        # Several LoRA terms add up to one; of DoRA's maps the second takes the first's result.
-        one_map = len(adapters) == 1 or not any(self.use_dora[name] for name in adapters)
-        if one_map and self._worth_factoring(weight, adapters):
-            term = combined([self.term(name) for name in adapters])
-            return FactoredWeight.make(weight, term, self._magnitude(adapters[0]), self._dropout_p(adapters[0]))
-        return self.merged_weight(weight, adapters)
-
-    def merged_weight(self, weight: Weight, adapters: list[str]) -> torch.Tensor:
-        """W' as a plain tensor and without dropout: what a merge writes into the base in training too."""
-        for name in adapters:
-            weight = adapted_weight(weight, self.term(name), self._magnitude(name))
-        return unpacked(weight)
-
-    def _worth_factoring(self, weight: Weight, adapters: list[str]) -> bool:
-        """Under a gradient for the factors with the base frozen; export, tracing and torch.func want plain operators.
-
-        Also where there is no sum to form: dropout acts on the input, and factors on ``meta`` have yet to be loaded,
-        while PEFT reads the weight's device.
-
-        Raises:
-            ValueError: dropout under torch.export or torch.jit.trace.
-        """
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            if self._dropout_p(adapters[0]):
-                raise ValueError(
-                    f"lora_dropout={self._dropout_p(adapters[0])} on adapter {adapters[0]!r} has no form for "
-                    "torch.export or torch.jit.trace in training mode; call eval() first"
-                )
-            return False
-        factors = [factor for name in adapters for factor in self.factors_of(name)]
-        if self._dropout_p(adapters[0]) or any(factor.is_meta != weight.is_meta for factor in factors):
-            return True
-        trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-        return trained and not weight.requires_grad and not _in_function_transform()
-
-    def _dropout_p(self, name: str) -> float:
-        dropout = self.lora_dropout[name]
-        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return Adapter(self.term(adapter), self.magnitude_of(adapter), bias)
 
     def adapt_bias(self, bias: torch.Tensor, adapters: list[str]) -> torch.Tensor:
         """b + Σ s·b_B over the adapters that have ``lora_bias``."""
@@ -220,11 +177,6 @@ class LoraConv1d(WeightSpaceLayer, LoraLayer):
 
     def __repr__(self) -> str:
         return "audiolora." + super().__repr__()
-
-
-def _in_function_transform() -> bool:
-    """Inside ``torch.func``'s grad, vmap and so on, which the fused operator has no rules for."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def alpha_refused(alpha: object, *, inference: bool = False) -> str | None:

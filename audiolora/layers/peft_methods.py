@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import LoraConfig
@@ -20,6 +20,7 @@ from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.combination import check_combination, combine_adapters
 from audiolora.layers.hotswap import fitted, pad_ranks, settle
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.lora_linear import LoraLinear
 from audiolora.layers.quantized import dequantize_weight, quantization_of
 
 _peft_add_weighted_adapter = LoraModel.add_weighted_adapter
@@ -36,10 +37,12 @@ _peft_hotswap = hotswap.hotswap_adapter_from_state_dict
 def convolutions_of(model: nn.Module) -> dict[str, LoraConv1d]:
     """Our layers by the paths that PEFT's keys have, compiled or not."""
     return {
-        name.removeprefix("_orig_mod."): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraConv1d)
+        name.removeprefix("_orig_mod."): module for name, module in model.named_modules() if _is_convolution(module)
     }
+
+
+def _is_convolution(module: nn.Module) -> TypeGuard[LoraConv1d]:
+    return isinstance(module, LoraConv1d) and not isinstance(module, LoraLinear)  # PEFT combines that one rightly
 
 
 def add_weighted_adapter(
@@ -86,7 +89,7 @@ def _combine_by_svd(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    if isinstance(target, LoraConv1d):
+    if _is_convolution(target):
         return A.data, B.data  # `combine_adapters` fills them
     return _peft_combine_by_svd(self, combination_type, adapters, weights, new_rank, target, A, B, *args, **kwargs)
 
@@ -94,7 +97,7 @@ def _combine_by_svd(
 def _combine_factors(
     self: LoraModel, combination_type: str, adapters: Any, weights: Any, target: nn.Module, *args: Any
 ) -> Any:
-    if isinstance(target, LoraConv1d):
+    if _is_convolution(target):
         holder = next(name for name in adapters if name in target.lora_A)
         return target.lora_A[holder].weight.data, target.lora_B[holder].weight.data  # `combine_adapters` fills them
     return _peft_combine_factors(self, combination_type, adapters, weights, target, *args)

@@ -47,6 +47,8 @@ def why_plain_peft_differs(base: nn.Module, config: PeftConfig) -> str | None:
         >>> why_plain_peft_differs(nn.Conv1d(4, 4, 3, stride=2, padding=1), LoraConfig())
     """
     cls = type(base).__bases__[0] if parametrize.is_parametrized(base) else type(base)
+    if isinstance(base, nn.Linear):
+        return _setting_differs(base, cls)
     if not isinstance(base, nn.Conv1d):
         return f"PEFT adapts no {cls.__name__}"
     why = _geometry_differs(base, isinstance(config, LoraConfig)) or _setting_differs(base, cls)
@@ -65,7 +67,7 @@ def _geometry_differs(base: nn.Conv1d, factored: bool) -> str | None:
     return None
 
 
-def _setting_differs(base: nn.Conv1d, cls: type) -> str | None:
+def _setting_differs(base: nn.Conv1d | nn.Linear, cls: type) -> str | None:
     """What stands around the convolution: parametrizations, hooks, a forward put onto the instance."""
     names: Any = base.parametrizations if parametrize.is_parametrized(base) else ()
     others = [part for name in names for part in parametrizations_of(base, name) if not isinstance(part, WeightMap)]

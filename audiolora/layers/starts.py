@@ -62,8 +62,11 @@ def refused(config: LoraConfig, r: int, base: nn.Module, others: bool) -> str | 
             f"{said} changes the base, and with it what the adapters that are there compute; give it to the model "
             "first, or convert it with path_initial_model_for_weight_conversion and load that"
         )
-    channels = channels_of(base)
-    least = min(channels.out_channels, channels.in_per_group * channels.kernel_size)
+    if isinstance(base, nn.Linear):
+        least = min(base.out_features, base.in_features)
+    else:
+        channels = channels_of(base)
+        least = min(channels.out_channels, channels.in_per_group * channels.kernel_size)
     most = least // 2 if kind == "lora_ga" else least
     if r > most:
         return f"{said} finds at most {most} directions in a kernel of rank {least}, got r={r}; try r={max(1, most)}"

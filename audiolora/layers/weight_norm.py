@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from audiolora.layers.geometric import Geometric
+
 
 def parametrizations_of(module: nn.Module, name: str) -> parametrize.ParametrizationList:
     """What stands between a parametrized module's tensor ``name`` and its parameters."""
@@ -36,9 +38,9 @@ def own_class(module: nn.Module) -> None:
 
 
 def is_weight_norm(chain: parametrize.ParametrizationList) -> bool:
-    """Whether torch's weight norm, a function of its two tensors alone, is the first parametrization and the only one
-    before audiolora's."""
-    return len(chain) == 2 and type(chain[0]) is parametrizations._WeightNorm
+    """Whether torch's weight norm or `Geometric`, functions of their two tensors alone, is the first parametrization
+    and the only one before audiolora's."""
+    return len(chain) == 2 and type(chain[0]) in (parametrizations._WeightNorm, Geometric)
 
 
 def modernise_weight_norm(module: nn.Module) -> bool:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from audiolora.adalora_callback import rank_allocation
+from audiolora.allocation import adalora_tuner, orthogonality_penalty
 from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
 from audiolora.files import write_json
 from audiolora.running_statistics import hold_statistics
@@ -117,7 +119,7 @@ def fit_net(
             train_dataset=train,
             eval_dataset=val,
             data_collator=_as_it_is,
-            callbacks=[WholeCheckpoints(), *_stopping(settings, val)],
+            callbacks=[*rank_allocation(net), WholeCheckpoints(), *_stopping(settings, val)],
             forecast_loss=loss,
             start=start,
             toward_base=settings.toward_base,
@@ -166,11 +168,14 @@ class _FitTrainer(NamesAFullDisk, Trainer):
         self.model_accepts_loss_kwargs = False
         self._forecast_loss, self._toward_base = forecast_loss, toward_base
         hold_statistics(self.model)
+        self._allocates = adalora_tuner(self.model) is not None
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._from_start = [(p, start[name].to(p.device)) for name, p in trained] if toward_base else []
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = self._forecast_loss(model(inputs["x"]), inputs["y"])
+        if model.training and self._allocates:
+            loss = loss + orthogonality_penalty(self.model)
         if model.training and self._from_start:
             loss = loss + self._toward_base / 2 * sum((p - start).square().sum() for p, start in self._from_start)
         return loss

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
+from audiolora.adalora_callback import rank_allocation
 from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
 from audiolora.files import write_text
 from audiolora.speech.clips import Clips, WhisperCollator
@@ -66,7 +67,7 @@ def this_process() -> PartialState:
 
 
 def train_whisper(
-    model: PeftModel,
+    model: torch.nn.Module,
     processor: Any,
     train: Clips,
     dev: Clips,
@@ -81,7 +82,7 @@ def train_whisper(
     data and machine, an interrupted and resumed run ends with the same weights as an uninterrupted one.
 
     Args:
-        model: from `audiolora.adapt`.
+        model: from `audiolora.adapt`; or a Whisper, of which what requires a gradient is trained.
         processor: its ``WhisperProcessor``, language and task set.
         train, dev: clips to learn from, and to choose the best epoch by.
         settings: see `TrainingSettings`.
@@ -93,7 +94,7 @@ def train_whisper(
     """
     if settings.speed:
         require_torchaudio("speed perturbation")
-    config = model.get_base_model().config
+    config: Any = (model.get_base_model() if isinstance(model, PeftModel) else model).config
     start = config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
     with this_process().main_process_first():
@@ -105,7 +106,13 @@ def train_whisper(
         eval_dataset=dev,
         data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
         eval_collator=WhisperCollator(processor, policy, start, training=False),
-        callbacks=[WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *_stopping(settings), *callbacks],
+        callbacks=[
+            *rank_allocation(model),
+            WholeCheckpoints(),
+            _Metrics(folder / "metrics.jsonl"),
+            *_stopping(settings),
+            *callbacks,
+        ],
     )
     with _masking(config, settings.spec_augment):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

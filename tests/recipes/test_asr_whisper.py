@@ -322,7 +322,7 @@ def rows_of(root: Path) -> Rows:
         ({"data": "no-such-data"}, "no-such-data: no such file or folder"),
         ({"channel": "inverted"}, "unknown channel 'inverted'; did you mean 'invert'"),
         ({"language": "it"}, "language 'it' on an English-only Whisper"),
-        ({"method": "loha"}, "method must be one of"),
+        ({"method": "loha"}, "method must be"),
         ({"r_conv": 0, "r_attention": 0}, "targets is empty"),
         ({"r_conv": -4}, "conv: r must be a positive integer, got -4"),
         ({"test": 11, "dev": 1}, "take 12 of 12 utterances and leave none to train on"),

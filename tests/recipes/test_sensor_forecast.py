@@ -165,7 +165,7 @@ def test_a_bundle_of_the_run_forecasts_as_the_command_does(run, data, capsys, tm
     status, _, err = said(capsys, "export", run, "--out", tmp_path / "c", "--network", "a:b")
     assert status == 2 and "has its base with it" in err
     status, _, err = said(capsys, "export", tmp_path, "--out", tmp_path / "c")
-    assert status == 2 and "name what makes it: --network" in err
+    assert status == 2 and "holds no adapter" in err
 
 
 def test_the_command_names_devices_that_it_cannot_forecast(run, data, capsys, tmp_path):

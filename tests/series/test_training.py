@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+import audiolora
+from audiolora.allocation import kept_ranks
 from audiolora.checkpoints import last_whole_checkpoint
 from audiolora.series import training
 from audiolora.series.losses import forecast_loss
@@ -206,3 +208,16 @@ def test_a_fingerprint_tells_values_shapes_and_types():
         {"x": torch.arange(4.0).double(), "y": torch.zeros(2)},
     ]
     assert fingerprint(a) not in [fingerprint(other) for other in others]
+
+
+def test_adalora_is_allocated_without_being_asked():
+    """12 steps: 4 epochs of 3 batches; five modules of 3 triplets each come down to 10 together at most."""
+    net = audiolora.adapt(tiny_net(), "adalora", r=2, schedule=audiolora.RankSchedule(total_step=12))
+    fit_net(net, MAE, pairs(), None, SETTINGS, out=None, quiet=True)
+    ranks = kept_ranks(net)
+    assert len(ranks) == 5 and 5 <= sum(ranks.values()) <= 10  # ties at the threshold go together
+    penalised = audiolora.orthogonality_penalty(net)
+    assert torch.isfinite(penalised) and penalised.requires_grad
+    wrong = audiolora.adapt(tiny_net(), "adalora", r=2, schedule=audiolora.RankSchedule(total_step=99))
+    with pytest.raises(ValueError, match="total_step=99, and this training takes 12 optimiser steps"):
+        fit_net(wrong, MAE, pairs(), None, SETTINGS, out=None, quiet=True)

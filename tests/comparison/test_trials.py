@@ -1,0 +1,70 @@
+"""Trials as files, the choice of a learning rate, and the interval over units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from audiolora.comparison.trials import (
+    Costs,
+    Scores,
+    Trial,
+    chosen_rate,
+    interval,
+    read_costs,
+    read_trials,
+    write_costs,
+    write_trial,
+)
+
+ONE = Trial("lora", 1e-3, 0, 5.0, Scores((1.0, 3.0), (2.0, 2.0)), 100, 400, 1.5, {"conv": 4})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    trials = [ONE, replace(ONE, seed=1, ranks=None), replace(ONE, learning_rate=None, way="frozen")]
+    for trial in trials:
+        write_trial(tmp_path, trial)
+    assert read_trials(tmp_path, "lora") == trials[:2] and read_trials(tmp_path, "frozen") == trials[2:]
+    assert read_trials(tmp_path, "dora") == [] and read_costs(tmp_path, "lora") is None
+    write_costs(tmp_path, "lora", Costs(0.8, 2**20))
+    assert read_costs(tmp_path, "lora") == Costs(0.8, 2**20)
+    assert len(read_trials(tmp_path, "lora")) == 2  # costs are no trial
+
+
+def test_a_damaged_trial_is_named(tmp_path: Path) -> None:
+    write_trial(tmp_path, ONE)
+    path = tmp_path / "trials" / "lora" / "0.001-0.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"0.001-0.json: not a trial of a comparison .* --fresh"):
+        read_trials(tmp_path, "lora")
+
+
+def test_the_rate_is_chosen_on_the_development_split_with_the_first_seed() -> None:
+    tried = [
+        replace(ONE, dev=4.0),
+        replace(ONE, learning_rate=3e-3, dev=3.0),
+        replace(ONE, learning_rate=1e-2, dev=3.0),
+    ]
+    later = [replace(ONE, seed=1, dev=0.1), replace(ONE, seed=2, dev=9.0, test=Scores((0.0, 0.0), (2.0, 2.0)))]
+    assert chosen_rate(tried + later) == 3e-3  # neither other seeds nor the test split have a say
+    assert chosen_rate([replace(ONE, learning_rate=None)]) is None
+
+
+def test_the_interval_is_scipys_bootstrap_of_the_mean_over_seeds() -> None:
+    draw = np.random.default_rng(3)
+    weights = tuple(draw.integers(1, 9, 60).astype(float))
+    trials = [replace(ONE, seed=s, test=Scores(tuple(draw.gamma(2.0, size=60)), weights)) for s in range(3)]
+    found = interval(trials)
+    errors = np.mean([trial.test.errors for trial in trials], axis=0)
+    assert found.value == pytest.approx(np.mean([trial.test.rate for trial in trials]))
+    wanted = bootstrap(
+        (errors, np.array(weights)), lambda e, w: e.sum(-1) / w.sum(-1), paired=True, vectorized=False,
+        method="percentile", n_resamples=4000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0.03)
+    with pytest.raises(ValueError, match="different test sets"):
+        interval([trials[0], ONE])
