@@ -145,14 +145,36 @@ def interval(trials: Sequence[Trial], *, seed: int = 0) -> Interval:
     Raises:
         ValueError: trials that were scored on other units.
     """
-    weights = np.array(trials[0].test.weights)
+    return _interval(_errors(trials), np.array(trials[0].test.weights), seed)
+
+
+def difference(trials: Sequence[Trial], others: Sequence[Trial], *, seed: int = 0) -> Interval:
+    """How much larger the error rate is than another way's, paired: both are scored on the units that are drawn.
+
+    Two ways are told apart where the interval leaves 0 out; intervals of their own may overlap all the same.
+
+    Raises:
+        ValueError: trials that were scored on other units.
+    """
+    errors = _errors([*trials, *others])
+    mine, theirs = errors[: len(trials)], errors[len(trials) :]
+    return _interval((mine.mean(0) - theirs.mean(0))[None], np.array(trials[0].test.weights), seed)
+
+
+def _errors(trials: Sequence[Trial]) -> np.ndarray:
+    """(trials, units)."""
     if any(trial.test.weights != trials[0].test.weights for trial in trials):
-        raise ValueError(f"{trials[0].way}: its trials were scored on different test sets; start the run anew")
-    errors = np.mean([trial.test.errors for trial in trials], axis=0)
+        names = ", ".join(dict.fromkeys(trial.way for trial in trials))
+        raise ValueError(f"{names}: its trials were scored on different test sets; start the run anew with --fresh")
+    return np.array([trial.test.errors for trial in trials])
+
+
+def _interval(errors: np.ndarray, weights: np.ndarray, seed: int) -> Interval:
+    mean = errors.mean(0)
     draw = np.random.default_rng(seed).integers(len(weights), size=(_RESAMPLES, len(weights)))
-    rates = errors[draw].sum(axis=1) / weights[draw].sum(axis=1)
+    rates = mean[draw].sum(axis=1) / weights[draw].sum(axis=1)
     low, high = np.quantile(rates, (0.025, 0.975))
-    return Interval(float(errors.sum() / weights.sum()), float(low), float(high))
+    return Interval(float(mean.sum() / weights.sum()), float(low), float(high))
 
 
 def _trial(path: Path) -> Trial:

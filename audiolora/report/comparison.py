@@ -33,6 +33,7 @@ class WayRow:
         peak_bytes: memory of the training above the loaded base.
         ranks: ``"conv 34, attention 4"``, or empty.
         at_edge: the chosen learning rate is the smallest or the largest that was tried: others may do better.
+        told_apart: from the way with the smallest error, by the paired difference's 95 % interval.
     """
 
     way: str
@@ -48,6 +49,7 @@ class WayRow:
     peak_bytes: int
     ranks: str = ""
     at_edge: bool = False
+    told_apart: bool = True
 
 
 HEADINGS = ("way", "", "95 % interval", "trained", "adapter", "step", "memory", "lr")

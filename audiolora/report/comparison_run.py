@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from audiolora.comparison.running import Grid, trials_of
-from audiolora.comparison.trials import Trial, chosen_rate, interval, read_costs, read_trials
+from audiolora.comparison.trials import Trial, chosen_rate, difference, interval, read_costs, read_trials
 from audiolora.comparison.ways import WAYS
 from audiolora.files import write_text
 from audiolora.report.comparison import (
@@ -70,6 +70,15 @@ def way_row(run: Run, way: str) -> WayRow:
     )
 
 
+def _compared(run: Run, rows: Sequence[WayRow]) -> list[WayRow]:
+    """Each row beside the one with the smallest error."""
+    kept = {
+        row.way: [t for t in read_trials(run.folder, row.way) if t.learning_rate == row.learning_rate] for row in rows
+    }
+    best = min(rows, key=lambda row: row.error).way
+    return [replace(row, told_apart=row.way != best and difference(kept[row.way], kept[best]).low > 0) for row in rows]
+
+
 def _at_edge(trials: Sequence[Trial], chosen: float | None) -> bool:
     tried = sorted({trial.learning_rate for trial in trials if trial.learning_rate is not None})
     return len(tried) > 1 and chosen in (tried[0], tried[-1])
@@ -78,7 +87,7 @@ def _at_edge(trials: Sequence[Trial], chosen: float | None) -> bool:
 def leave(run: Run) -> None:
     """Write the tables, the report and, last of all, summary.json."""
     says = run.read("ways.json")
-    rows = [way_row(run, way) for way in says["ways"]]
+    rows = _compared(run, [way_row(run, way) for way in says["ways"]])
     settings: dict[str, Any] = dict(run.settings)
     write_text(run.folder / "table.md", comparison_markdown(rows, says["unit"]))
     write_text(run.folder / "table.csv", comparison_csv(rows))
@@ -113,12 +122,12 @@ def show(run: Run) -> None:
 def _told_apart(rows: list[WayRow]) -> str:
     """Which ways the test set cannot tell from the best."""
     best = min(rows, key=lambda row: row.error)
-    ties = [row.way for row in rows if row is not best and row.low <= best.high]
+    ties = [row.way for row in rows if row is not best and not row.told_apart]
     edge = [row.way for row in rows if row.at_edge]
     return "; ".join(
         [
             f"{best.way} errs least",
-            *([f"within its interval or touching it: {', '.join(ties)}"] if ties else []),
+            *([f"not told apart from it (paired bootstrap, 95 %): {', '.join(ties)}"] if ties else []),
             *([f"* at the edge of the learning rates that were tried: {', '.join(edge)}"] if edge else []),
         ]
     )

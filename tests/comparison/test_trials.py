@@ -14,6 +14,7 @@ from audiolora.comparison.trials import (
     Scores,
     Trial,
     chosen_rate,
+    difference,
     interval,
     read_costs,
     read_trials,
@@ -68,3 +69,17 @@ def test_the_interval_is_scipys_bootstrap_of_the_mean_over_seeds() -> None:
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0.03)
     with pytest.raises(ValueError, match="different test sets"):
         interval([trials[0], ONE])
+
+
+def test_ways_that_differ_on_every_unit_are_told_apart_though_their_intervals_overlap() -> None:
+    draw = np.random.default_rng(4)
+    weights, errors = (1.0,) * 40, draw.gamma(1.0, size=40)
+    one = [replace(ONE, test=Scores(tuple(errors), weights))]
+    other = [
+        replace(ONE, seed=s, test=Scores(tuple(errors + 0.05 + 0.01 * draw.random(40)), weights)) for s in range(2)
+    ]
+    assert interval(other).low < interval(one).value < interval(other).high
+    found = difference(other, one)
+    paired = np.mean([t.test.errors for t in other], axis=0) - errors
+    assert found.value == pytest.approx(paired.mean()) and 0 < found.low <= found.value <= found.high
+    assert difference(one, other).high < 0 and difference(one, one).value == 0.0
