@@ -52,8 +52,6 @@ def _dispatch(
     if parameter_name is None and is_computed_linear(base):
         return LoraLinear(target, adapter_name, config=config, **kwargs)
     name = kwargs.get("target_name", "")
-    if ".parametrizations." in name:
-        return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
     layer = _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
     if layer is not None:
         return refuses_merge(layer, name)
@@ -76,8 +74,6 @@ def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d
     def ours(
         self: Any, config: Any, adapter_name: str, target: Any, target_name: str, parent: nn.Module, current_key: str
     ) -> None:
-        if ".parametrizations." in current_key:
-            return  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
         base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
         convolution = isinstance(base, STOCK) or has_convolution_weight(base)
         if isinstance(target, model_class.tuner_layer_cls) or not convolution:
