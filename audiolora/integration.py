@@ -33,6 +33,7 @@ from audiolora.layers.lokr import LoKrConv1d
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
 from audiolora.layers.lycoris import LycorisConv1d
+from audiolora.layers.lycoris_linear import compilable
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
 from audiolora.layers.quantized_linear import refuses_merge
@@ -81,6 +82,7 @@ def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d
                 create_and_replace(self, config, adapter_name, target, target_name, parent, current_key)
             except TypeError as error:
                 raise TypeError(f"{current_key}: {error}; leave it out of target_modules") from error
+            compilable(parent.get_submodule(target_name))
             return
         r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key), config.alpha)

@@ -196,7 +196,9 @@ def test_a_merge_that_peft_would_lose_is_refused() -> None:
         model = get_peft_model(weight_normed(), LoHaConfig(r=2, target_modules=["head"], init_weights=False)).eval()
         before = model(X)
         for merge in (model.merge_adapter, model.merge_and_unload):
-            with pytest.raises(ValueError, match="head: PEFT's Linear cannot merge into a weight .*WeightNorm.* lost"):
+            with pytest.raises(
+                ValueError, match="head: PEFT's LoHaLinear cannot merge into a weight .*WeightNorm.* lost"
+            ):
                 merge()
         assert torch.equal(model(X), before)
         assert torch.equal(model.unload()(X), weight_normed()(X))
