@@ -95,8 +95,9 @@ test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in the
 	.venv-ray/bin/python -m pip install --quiet -c constraints.txt ray
 	@touch $@
 
-test-ray: .venv-ray/.ready  ## a fleet over a local Ray cluster, a worker killed: an environment of its own
-	$(TEST_ENV) .venv-ray/bin/python -m pytest -m "slow or not slow" tests/series/test_fleet_ray.py
+test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster: an environment of its own
+	$(TEST_ENV) .venv-ray/bin/python -m pytest -m "slow or not slow" tests/series/test_fleet_ray.py \
+		tests/comparison/test_on_ray.py
 
 # onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
 ORT_WEB := examples/browser/vendor

@@ -188,8 +188,6 @@ class WeightSpaceAdaLoraModel(WeightSpaceTuner, AdaLoraModel):
         self, lora_config: AdaLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> nn.Module:
         base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if ".parametrizations." in self._path:
-            return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
         convolution = isinstance(base, (nn.Conv1d, nn.ConvTranspose1d)) or has_convolution_weight(base)
         if convolution or is_computed_linear(base):
             return AdaLoraConv1d(target, adapter_name, lora_config, path=self._path, **kwargs)

@@ -165,7 +165,8 @@ def inspect(run: Path, /) -> None:
     The base model is not loaded. A run that is not finished says how far it got.
 
     Args:
-        run: a run's folder such as runs/demo, an adapter's folder, or that of any LoRA or DoRA adapter of PEFT.
+        run: a run's folder such as runs/demo, an adapter's folder, or that of any LoRA, DoRA, LoHa, LoKr or
+            AdaLoRA adapter of PEFT.
     """
     from rich.console import Console
 

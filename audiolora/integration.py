@@ -33,6 +33,7 @@ from audiolora.layers.lokr import LoKrConv1d
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lora_linear import LoraLinear, is_computed_linear
 from audiolora.layers.lycoris import LycorisConv1d
+from audiolora.layers.lycoris_linear import compilable
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
 from audiolora.layers.quantized_linear import refuses_merge
@@ -52,8 +53,6 @@ def _dispatch(
     if parameter_name is None and is_computed_linear(base):
         return LoraLinear(target, adapter_name, config=config, **kwargs)
     name = kwargs.get("target_name", "")
-    if ".parametrizations." in name:
-        return target  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
     layer = _peft_dispatch_default(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
     if layer is not None:
         return refuses_merge(layer, name)
@@ -76,8 +75,6 @@ def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d
     def ours(
         self: Any, config: Any, adapter_name: str, target: Any, target_name: str, parent: nn.Module, current_key: str
     ) -> None:
-        if ".parametrizations." in current_key:
-            return  # "0" also names x.0.parametrizations.weight.0: a part of a weight, not a layer
         base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
         convolution = isinstance(base, STOCK) or has_convolution_weight(base)
         if isinstance(target, model_class.tuner_layer_cls) or not convolution:
@@ -85,6 +82,7 @@ def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d
                 create_and_replace(self, config, adapter_name, target, target_name, parent, current_key)
             except TypeError as error:
                 raise TypeError(f"{current_key}: {error}; leave it out of target_modules") from error
+            compilable(parent.get_submodule(target_name))
             return
         r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key), config.alpha)

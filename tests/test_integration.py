@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,16 @@ def test_the_same_seed_gives_peft_s_start(init: Any) -> None:
 
 
 def test_every_function_of_peft_that_is_rebound_is_given_back() -> None:
-    stock = [getattr(owner, name) for owner, name, _ in REPLACEMENTS]
+    def bound() -> list[Any]:
+        return [getattr_static(owner, name) for owner, name, _ in REPLACEMENTS]
+
+    stock = bound()
     with audiolora.enabled():
-        assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == [ours for _, _, ours in REPLACEMENTS]
-    assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == stock
+        assert bound() == [ours for _, _, ours in REPLACEMENTS]
+    assert bound() == stock
     audiolora.enable()
     audiolora.disable()
-    assert [getattr(owner, name) for owner, name, _ in REPLACEMENTS] == stock
+    assert bound() == stock
     assert not any(function is ours for function, (_, _, ours) in zip(stock, REPLACEMENTS, strict=True))
 
 

@@ -195,3 +195,39 @@ def test_a_copy_is_quantised_by_itself() -> None:
     net = audiolora.quantize(tiny())
     audiolora.dequantize(copy.deepcopy(net))
     assert quantization_of(net.conv) is not None and net.conv.weight.shape == (8, 4, 3)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "adalora"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_index_names_a_module_and_no_part_of_a_weight(method: str, bits: int) -> None:
+    net = audiolora.quantize(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), bits)
+    schedule = audiolora.RankSchedule(total_step=10) if method == "adalora" else None
+    model = audiolora.adapt(net, method, r=2, targets=["0", "2"], schedule=schedule)
+    assert [row.name for row in audiolora.inspect(model).rows] == ["0", "2"]
+
+
+@pytest.mark.parametrize("method", ["adalora", "loha", "lokr"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_method_trains_over_it_and_is_what_it_is_over_the_rounded_weights(
+    method: str, bits: int, tmp_path: Any
+) -> None:
+    schedule = audiolora.RankSchedule(total_step=10) if method == "adalora" else None
+    targets: dict[str, Any] = {"r": 2, "targets": ["conv", "up", "proj"], "schedule": schedule}
+    torch.manual_seed(2)
+    model = audiolora.adapt(audiolora.quantize(tiny(), bits), method, **targets)
+    torch.manual_seed(2)
+    rounded = audiolora.adapt(audiolora.dequantize(audiolora.quantize(tiny(), bits)), method, **targets)
+    for each in (model, rounded):
+        for i, parameter in enumerate(p for p in each.parameters() if p.requires_grad):
+            parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+        each(X).square().sum().backward()
+    torch.testing.assert_close(model(X), rounded(X))
+    gradients = [{n: p.grad for n, p in each.named_parameters() if p.requires_grad} for each in (model, rounded)]
+    torch.testing.assert_close(*gradients)
+    model.save_pretrained(tmp_path)
+    loaded = audiolora_loaded(audiolora.quantize(tiny(), bits), str(tmp_path)).eval()
+    torch.testing.assert_close(loaded(X), model.eval()(X))
+    with pytest.raises(ValueError, match=r"audiolora.dequantize\(model\) first"):
+        model.merge_and_unload()
+    merged = audiolora.dequantize(model).merge_and_unload()
+    torch.testing.assert_close(merged(X), loaded(X), rtol=1e-4, atol=1e-5)

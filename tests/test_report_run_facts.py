@@ -128,9 +128,41 @@ def test_any_lora_adapter_of_peft_is_shown(tmp_path: Path) -> None:
     assert "audio context not known: no audiolora.json" in text and "base model not named" in text
 
 
+SHAPES = {
+    "loha": {"conv": (64, 180), "up": (64, 360), "fc": (64, 40)},
+    "loha, Tucker": {"conv": (64, 20, 9), "up": (64, 40, 9), "fc": (64, 40)},
+    "lokr": {"conv": (64, 180), "up": (64, 360), "fc": (64, 40)},
+    "lokr, Tucker": {"conv": (64, 20, 9), "up": (64, 40, 9), "fc": (64, 40)},
+    "lokr, whole": {"conv": (64, 20, 9), "up": (64, 40, 9), "fc": (64, 40)},
+    "adalora": {"conv": (64, 180), "up": (64, 360), "fc": (64, 40)},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_method_s_file_says_what_the_model_in_memory_says(name: str, tmp_path: Path) -> None:
+    method, r = name.partition(",")[0], 40 if "whole" in name else 2
+    net = nn.ModuleDict(
+        {"conv": nn.Conv1d(40, 64, 9, groups=2), "up": nn.ConvTranspose1d(40, 64, 9), "fc": nn.Linear(40, 64)}
+    )
+    schedule = audiolora.RankSchedule(total_step=10) if method == "adalora" else None
+    config = audiolora.adapter_config(net, method, r=r, targets=list(net), schedule=schedule)
+    if "Tucker" in name:
+        config.use_effective_conv2d = True
+    with audiolora.enabled():
+        model = get_peft_model(net, config)
+        model.save_pretrained(tmp_path)
+    read, rows = read_adapter(tmp_path), audiolora.inspect(model).rows
+    assert read.method == rows[0].method.split()[0]
+    assert {weight.module: weight.weight_shape for weight in read.weights} == SHAPES[name]
+    found = {weight.module: (weight.r, weight.parameters) for weight in read.weights}
+    assert found == {row.name: (None if "whole" in name else row.r, row.parameters) for row in rows}
+    text = printed(print_adapter, tmp_path)
+    assert f"parameters of {read.method}" in text and ("–" in text) == ("whole" in name)
+
+
 def test_another_method_of_peft_is_refused_by_name(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
     config = IA3Config(target_modules=["0", "1"], feedforward_modules=["1"])
     get_peft_model(net, config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="type IA3; audiolora knows LORA"):
+    with pytest.raises(ValueError, match="type IA3; audiolora knows LORA, LOHA, LOKR, ADALORA"):
         read_adapter(tmp_path)

@@ -34,7 +34,7 @@ def run_on_ray(
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
     try:
         # max_calls=1: a process of its own for each way, so that the memory that is measured is the way's.
-        remote = ray.remote(run_way).options(num_cpus=1, max_retries=_RETRIES, max_calls=1)
+        remote = ray.remote(num_cpus=1, max_retries=_RETRIES, max_calls=1)(run_way)
         waiting = {remote.remote(task, way, grid, folder.resolve(), threads): way for way in ways}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -42,7 +42,7 @@ def run_on_ray(
             try:
                 ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
+                raise error.cause from None  # without the worker's traceback in its text
             yield way
     finally:
         if began:

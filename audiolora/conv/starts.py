@@ -13,6 +13,8 @@ all the same.
 
 import torch
 
+from audiolora.conv.quantized import dequantize_4bit, dequantize_int8, quantize_4bit, quantize_int8
+
 
 def principal(W: torch.Tensor, r: int, scaling: float, niter: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """PiSSA's A and B.
@@ -94,7 +96,7 @@ def of_quantisation(
         W: (C_out, K).
         r: the rank, at most min(C_out, K).
         scaling: s.
-        bits: 8 (a scale for each output channel) or 4 (NF4, a scale for each 64 numbers).
+        bits: 8 (a scale for each output channel) or 4 (NF4, a scale for each 64 numbers of an output channel).
         iterations: how often both are found anew.
     """
     W = W.double()
@@ -106,19 +108,8 @@ def of_quantisation(
     return A, B, Q
 
 
-# QLoRA, arXiv 2305.14314, appendix E: quantiles of a normal distribution, over [-1, 1].
-_NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
-        0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)  # fmt: skip
-
-
 def rounded_to(W: torch.Tensor, bits: int) -> torch.Tensor:
-    """W (C_out, K) as its quantised form reads; arguments as in `of_quantisation`."""
+    """W (C_out, K) as `conv.quantized` reads it back; arguments as in `of_quantisation`."""
     if bits == 8:
-        scale = W.abs().amax(1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny) / 127
-        return (W / scale).round() * scale
-    flat = torch.nn.functional.pad(W.flatten(), (0, -W.numel() % 64)).view(-1, 64)
-    scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
-    levels = torch.tensor(_NF4, dtype=W.dtype, device=W.device)
-    nearest = torch.bucketize(flat / scale, (levels[1:] + levels[:-1]) / 2)
-    return (levels[nearest] * scale).flatten()[: W.numel()].view_as(W)
+        return dequantize_int8(*quantize_int8(W), dtype=W.dtype)
+    return dequantize_4bit(*quantize_4bit(W), W.shape, dtype=W.dtype)

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiolora.conv.geometry import resolve_padding
 from audiolora.layers.lora import LoraConv1d
+from audiolora.layers.lora_linear import LoraLinear
 
 _load_eva_state_dict = eva._load_eva_state_dict
 
@@ -75,7 +76,7 @@ def _of_windows(call: Callable[..., None]) -> Callable[..., None]:
     """A hook of PEFT's that is given windows where it stands on a convolution of ours."""
 
     def ours(self: Any, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, LoraConv1d):
+        if isinstance(module, LoraConv1d) and not isinstance(module, LoraLinear):
             collected = _Windows(module.base_tensor().shape)
             with torch.no_grad(), collected:
                 module.base_layer(*args)

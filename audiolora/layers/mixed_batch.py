@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from audiolora.conv.batched import Adapter, PerSampleWeightError
 
@@ -31,7 +32,7 @@ def mixed_batch(
     Raises:
         ValueError: x has no batch, or not one sample a name; or adapters are merged.
     """
-    if x.dim() < 3:
+    if x.dim() < (2 if isinstance(layer.get_base_layer(), nn.Linear) else 3):
         raise ValueError(f"adapter_names need a batch, and this input of shape {tuple(x.shape)} has none")
     if len(adapter_names) != len(x):
         raise ValueError(f"adapter_names must name one adapter a sample: {len(adapter_names)} names, {len(x)} samples")

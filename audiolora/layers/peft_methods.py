@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import loraga
 from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.model import LoraModel
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import hotswap, save_and_load
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
@@ -23,6 +24,7 @@ from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lora_linear import LoraLinear
 from audiolora.layers.quantized import dequantize_weight, quantization_of
 
+_peft_target_exists = BaseTuner._check_target_module_exists
 _peft_add_weighted_adapter = LoraModel.add_weighted_adapter
 _peft_combine_by_svd = LoraModel._svd_generalized_task_arithmetic_weighted_adapter
 _peft_combine_factors = LoraModel._generalized_task_arithmetic_weighted_adapter
@@ -43,6 +45,11 @@ def convolutions_of(model: nn.Module) -> dict[str, LoraConv1d]:
 
 def _is_convolution(module: nn.Module) -> TypeGuard[LoraConv1d]:
     return isinstance(module, LoraConv1d) and not isinstance(module, LoraLinear)  # PEFT combines that one rightly
+
+
+def target_exists(config: PeftConfig, key: str) -> Any:
+    """PEFT's, of modules alone: "0" also names x.0.parametrizations.weight.0, a part of a weight."""
+    return False if ".parametrizations." in key else _peft_target_exists(config, key)
 
 
 def add_weighted_adapter(
@@ -172,6 +179,7 @@ def get_device_map(model: nn.Module) -> dict[str, Any]:
 
 
 REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+    (BaseTuner, "_check_target_module_exists", staticmethod(target_exists)),
     (LoraModel, "add_weighted_adapter", add_weighted_adapter),
     (LoraModel, "_svd_generalized_task_arithmetic_weighted_adapter", _combine_by_svd),
     (LoraModel, "_generalized_task_arithmetic_weighted_adapter", _combine_factors),

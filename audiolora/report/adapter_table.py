@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +16,35 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PEFT_TYPES = ("LORA", "AUDIOLORA_LORA")  # the second where plain PEFT must not load it: audiolora.layers.interchange
+_METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "ADALORA": "AdaLoRA"}
+_OURS = "AUDIOLORA_"  # before PEFT's type where plain PEFT must not load it: audiolora.layers.interchange
 _PREFIX = "base_model.model."
 _A, _B = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
+_FACTOR = re.compile(r"(.*)\.((?:lora|hada|lokr)_\w+?)(?:\.weight)?")
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class AdaptedWeight:
-    """One adapted module: its name, the shape of its weight (C_out, C_in/g, k), the rank, the adapter's parameters."""
+    """One adapted module.
+
+    Attributes:
+        module: its name.
+        weight_shape: (C_out, C_in/g, k), or (C_out, C_in/g · k) where the factors are of the kernel as a matrix.
+        r: the rank; None for LoKr's factors that are whole.
+        parameters: of the adapter here.
+    """
 
     module: str
-    weight_shape: tuple[int, ...]
-    r: int
+    weight_shape: Shape
+    r: int | None
     parameters: int
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A LoRA or DoRA adapter in PEFT's format.
+    """An adapter in PEFT's format.
 
     Attributes:
         config: ``adapter_config.json``.
@@ -45,8 +58,8 @@ class AdapterFile:
 
     @property
     def method(self) -> str:
-        """``"LoRA"`` or ``"DoRA"``."""
-        return "DoRA" if self.config.get("use_dora") else "LoRA"
+        """``"LoRA"``, ``"DoRA"``, ``"LoHa"``, ``"LoKr"`` or ``"AdaLoRA"``."""
+        return "DoRA" if self.config.get("use_dora") else _METHODS[_type(self.config)]
 
     @property
     def parameters(self) -> int:
@@ -70,12 +83,12 @@ class AdapterFile:
         for (_, _, shape, r, parameters), names in groups.items():
             times = f" ×{len(names)}" if len(names) > 1 else ""
             sizes = " × ".join(map(str, shape))  # type: ignore[call-overload]
-            table.add_row(_common(names) + times, sizes, str(r), f"{parameters:,}{times}")
+            table.add_row(_common(names) + times, sizes, "–" if r is None else str(r), f"{parameters:,}{times}")
         return table
 
 
 def read_adapter(folder: Path) -> AdapterFile:
-    """Read what a LoRA adapter holds; no tensor is loaded.
+    """Read what an adapter holds; no tensor is loaded.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -98,33 +111,69 @@ def read_adapter(folder: Path) -> AdapterFile:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the adapter is damaged: {error}; take another copy of it") from error
-    if not isinstance(config, dict) or config.get("peft_type") not in _PEFT_TYPES:
+    if not isinstance(config, dict) or _type(config) not in _METHODS:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{folder}: a PEFT adapter of type {found}; audiolora knows LORA (LoRA and DoRA)")
+        raise ValueError(f"{folder}: a PEFT adapter of type {found}; audiolora knows {', '.join(_METHODS)}")
     size_bytes = (folder / WEIGHTS_FILE).stat().st_size
     return AdapterFile(config, _adapted_weights(shapes, folder), size_bytes)
 
 
-def _adapted_weights(shapes: dict[str, tuple[int, ...]], folder: Path) -> tuple[AdaptedWeight, ...]:
-    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+def _type(config: dict[str, Any]) -> str:
+    return str(config.get("peft_type")).removeprefix(_OURS)
+
+
+def _adapted_weights(shapes: dict[str, Shape], folder: Path) -> tuple[AdaptedWeight, ...]:
+    modules: dict[str, dict[str, Shape]] = {}
     for key, shape in shapes.items():
-        module, dot, factor = key.removeprefix(_PREFIX).partition(".lora_")
-        if dot:
-            modules.setdefault(module, {})[f"lora_{factor.removesuffix('.weight')}"] = shape
+        if found := _FACTOR.fullmatch(key.removeprefix(_PREFIX)):
+            modules.setdefault(found[1], {})[found[2]] = shape
     weights = []
     for module, factors in modules.items():
-        a = next((factors[name] for name in _A if name in factors), None)
-        b = next((factors[name] for name in _B if name in factors), None)
-        if a is None or b is None:
-            raise ValueError(f"{folder}: the adapter is damaged: {module} has {sorted(factors)}, not lora_A and lora_B")
-        parameters = sum(_size(shape) for shape in factors.values())
-        r, _, *kernel = factors.get(
-            "lora_core", a
-        )  # Tucker factors: (r, q, k) between (q, C_in/g, 1) and (C_out, r, 1)
-        weights.append(AdaptedWeight(module, (b[0], a[1], *kernel), r, parameters))
+        try:
+            shape, r = _weight_and_rank(factors)
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(f"{folder}: the adapter is damaged: {module} has {sorted(factors)} alone") from None
+        weights.append(AdaptedWeight(module, shape, r, sum(_size(shape) for shape in factors.values())))
     if not weights:
-        raise ValueError(f"{folder}: the adapter is damaged: {WEIGHTS_FILE} holds no LoRA factors")
+        raise ValueError(f"{folder}: the adapter is damaged: {WEIGHTS_FILE} holds no factors")
     return tuple(weights)
+
+
+def _weight_and_rank(factors: dict[str, Shape]) -> tuple[Shape, int | None]:
+    """From the shapes of one module's factors, by PEFT's names without their prefix.
+
+    Raises:
+        KeyError, IndexError, ValueError: factors are missing, or of other dimensions.
+    """
+    if any(name.startswith("lokr_") for name in factors):
+        (a, c), w1 = _kronecker_factor(factors, "lokr_w1")
+        (b, d, *kernel), w2 = _kronecker_factor(factors, "lokr_w2")
+        return (a * b, c * d, *kernel), w1 or w2
+    if "hada_t1" in factors:  # Tucker: (r, r, k, 1 or a second size) between (r, C_out) and (r, C_in/g)
+        r, _, *kernel = factors["hada_t1"]
+        return (factors["hada_w1_a"][1], factors["hada_w1_b"][1], *_without_one(kernel)), r
+    if "hada_w1_a" in factors:
+        out, r = factors["hada_w1_a"]
+        return (out, factors["hada_w1_b"][1]), r
+    A, B = (next(factors[name] for name in names if name in factors) for names in (_A, _B))
+    r, _, *kernel = factors.get("lora_core", A)  # Tucker: (r, q, k) between (q, C_in/g, 1) and (C_out, r, 1)
+    return (B[0], A[1], *kernel), r
+
+
+def _kronecker_factor(factors: dict[str, Shape], name: str) -> tuple[Shape, int | None]:
+    """The shape of LoKr's ``name``, and its rank if it has one."""
+    if name in factors:
+        return factors[name], None
+    first, second = factors[f"{name}_a"], factors[f"{name}_b"]
+    core = factors.get(f"{name.replace('w', 't')}")
+    if core is None:
+        return (first[0], second[1]), second[0]
+    return (first[1], second[1], *_without_one(core[2:])), core[0]
+
+
+def _without_one(kernel: Sequence[int]) -> Sequence[int]:
+    """PEFT keeps a core of a one-dimensional kernel as (…, k, 1)."""
+    return kernel[:-1] if kernel[-1] == 1 else kernel
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoHaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -195,7 +196,66 @@ def test_a_merge_that_peft_would_lose_is_refused() -> None:
         model = get_peft_model(weight_normed(), LoHaConfig(r=2, target_modules=["head"], init_weights=False)).eval()
         before = model(X)
         for merge in (model.merge_adapter, model.merge_and_unload):
-            with pytest.raises(ValueError, match="head: PEFT's Linear cannot merge into a weight .*WeightNorm.* lost"):
+            with pytest.raises(
+                ValueError, match="head: PEFT's LoHaLinear cannot merge into a weight .*WeightNorm.* lost"
+            ):
                 merge()
         assert torch.equal(model(X), before)
         assert torch.equal(model.unload()(X), weight_normed()(X))
+
+
+def test_a_mixed_batch_without_a_length() -> None:
+    model, x = adapted(geometric()), X[:, 0]
+    with torch.no_grad():
+        mixed = model(x, adapter_names=["default", "__base__", "default"])
+        close(mixed, torch.stack([model(x)[0], plain()(x)[1], model(x)[2]]))
+    with pytest.raises(ValueError, match=r"this input of shape \(5,\) has none"):
+        model(x[0], adapter_names=["default"])
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (4, 10, 5)])
+def test_eva_s_start_is_that_of_the_plain_weight(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = x * torch.logspace(0, 2, 5, 2, dtype=torch.float64)
+    starts = []
+    for make in (plain, geometric):
+        with audiolora.enabled():
+            settings: dict[str, Any] = {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)}
+            model = get_peft_model(make(), config(**settings))
+            initialize_lora_eva_weights(
+                model,
+                [x],
+                forward_fn=lambda model, batch: model(batch),
+                prepare_model_inputs_fn=None,
+                prepare_layer_inputs_fn=None,
+                show_progress_bar=False,
+            )
+        close(model(x), plain()(x))
+        starts.append(model.base_model.model.head.lora_A["default"].weight.abs())
+    assert type(model.base_model.model.head) is LoraLinear
+    torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 4), (4, 2)])
+def test_it_is_hot_swapped(first: int, second: int, tmp_path: Path) -> None:
+    for name, r in (("first", first), ("second", second)):
+        with audiolora.enabled():
+            model = get_peft_model(geometric(), LoraConfig(r=r, target_modules=["head"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / name)
+    with audiolora.enabled():
+        model, other = (PeftModel.from_pretrained(geometric(), tmp_path / name) for name in ("first", "second"))
+        prepare_model_for_compiled_hotswap(model, target_rank=4)
+        hotswap_adapter(model, str(tmp_path / "second"), "default")
+    torch.testing.assert_close(model(X), other(X), rtol=1e-6, atol=1e-7)
+
+
+def test_each_device_of_a_fleet_computes_what_its_file_does(tmp_path: Path) -> None:
+    net = geometric().float()
+    fleet = audiolora.Fleet(net, LoraConfig(r=2, target_modules=["head"]), ["north", "south"])
+    fleet.values += 0.3 * torch.randn(fleet.values.shape, generator=torch.Generator().manual_seed(1))
+    y = fleet(X.float()[:2], ["south", "north"])
+    for i, name in enumerate(("south", "north")):
+        fleet.save_adapter(name, tmp_path / name)
+        with audiolora.enabled():
+            alone = PeftModel.from_pretrained(geometric().float(), tmp_path / name).eval()
+        torch.testing.assert_close(y[i], alone(X.float()[i]))

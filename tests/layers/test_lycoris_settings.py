@@ -182,7 +182,7 @@ def test_low_precision(method: str, dtype: torch.dtype, tolerance: float) -> Non
 )
 def test_compiled_training_is_one_graph(method: str, dropout: dict[str, float]) -> None:
     torch._dynamo.reset()
-    model = in_net(method, torch.float64, target_modules=["long", "depthwise", "up"], **dropout).train()
+    model = in_net(method, torch.float64, **dropout).train()
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     results = []
     for each in (model, compiled):
