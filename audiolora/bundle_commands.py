@@ -62,7 +62,9 @@ def export(
         web: add base.web.onnx for browsers.
         quantize: int8: weights in int8, four times smaller; qdq: activations too, faster, with form fact or merged.
         calibrate: for qdq, rows (CSV or Parquet) as the device will see them; forecasters alone.
-        evaluate: rows (CSV or Parquet) to measure on what quantising costs; forecasters alone.
+        evaluate: what to measure on what quantising costs: for forecasters rows (CSV or Parquet), for speech utterances
+            as recipes/asr_whisper.py takes them (a manifest, a folder, prompts-en, …). All are heard as they are; of
+            the data that a run was trained on, what it held out, through the run's channel.
         overwrite: replace the bundle that is there.
     """
     from rich.console import Console

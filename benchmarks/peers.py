@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tables are the tests':
 import torch
 from cyclopts import run
 
-from benchmarks.peers_cells import LIBRARIES, Verdict, judge
+from benchmarks.peers_cells import LIBRARIES, METHODS, Verdict, judge
 from benchmarks.peers_features import FEATURES
 from benchmarks.peers_models import judge_model
-from tests.layers.convolutions import CONVOLUTIONS, METHODS, Convolution
+from tests.layers.convolutions import CONVOLUTIONS, Convolution
 from tests.models.transformers_models import TABLE
 
 RESULTS = Path(__file__).parent / "results" / "peers.csv"
@@ -117,7 +117,9 @@ def show_convolutions(lines: list[Line], lycoris: bool) -> None:
         "PEFT LoRA, rslora, lora_bias": ("PEFT", ("lora", "rslora", "lora_bias")),
         "PEFT DoRA": ("PEFT", ("dora",)),
         **{f"LyCORIS {m}": (LYCORIS, (m,)) for m in dict.fromkeys(li.method for li in lines if li.library == LYCORIS)},
-        "audiolora, all four": ("audiolora", tuple(METHODS)),
+        "PEFT LoHa": ("PEFT", ("loha",)),
+        "PEFT LoKr": ("PEFT", ("lokr",)),
+        "audiolora, all six": ("audiolora", tuple(METHODS)),
     }
     body = [
         [row, *(shared({m: cells[row, name, m] for m in methods}) for name, methods in columns.values())]

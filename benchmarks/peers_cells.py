@@ -1,8 +1,9 @@
-"""One cell of `peers.py`: LoRA or DoRA on one convolution of the tests' table, judged stage by stage in float64.
+"""One cell of `peers.py`: a method on one convolution of the tests' table, judged stage by stage in float64.
 
 The stages, the same for audiolora and for stock PEFT: injection, the start (the base's outputs), the forward and every
 gradient against the dense formula, save and load, disabling, merging, unmerging. The dense formula is the papers':
-W' = W + s·B·A, with DoRA m·W'/‖W'‖, in a plain function of (x, W', b) that knows neither library.
+W' = W + s·B·A, with DoRA m·W'/‖W'‖, with LoHa and LoKr theirs (`tests/layers/test_lycoris.py`), in a plain function of
+(x, W', b) that knows neither library.
 
 Where the two libraries mean different functions, each is held to its own. With groups, PEFT's A is (r, C_in, k), over
 all groups, and its B is grouped, so that no kernel of the base's shape is their product: the reference is then what
@@ -24,12 +25,15 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 
 import audiolora
+from tests.layers import test_lycoris as lycoris
+from tests.layers.convolutions import METHODS as LORA_METHODS
 from tests.layers.convolutions import Convolution, Net, base_weight
 from tests.layers.test_lora import ALPHA, config, randomise, reference
 
+METHODS = (*LORA_METHODS, "loha", "lokr")
 LIBRARIES = ("PEFT", "audiolora")
 RTOL, ATOL = 1e-9, 1e-10
 KEYS = {"lora_A": "A", "lora_magnitude_vector": "m"}
@@ -93,7 +97,7 @@ def judge(row: Convolution, method: str, name: str) -> Verdict:
 
 def _judge(row: Convolution, method: str, name: str) -> Verdict:
     try:
-        cell = Cell(row, method, name, get_peft_model(fresh(row), config(row, method)).eval())
+        cell = Cell(row, method, name, get_peft_model(fresh(row), config_of(row, method)).eval())
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         return verdict_of([failure("inject", error)])
     findings, notes = [], []
@@ -108,6 +112,10 @@ def _judge(row: Convolution, method: str, name: str) -> Verdict:
         if found is not None:
             (notes if found.word == "ok" else findings).append(found)
     return verdict_of(findings, notes)
+
+
+def config_of(row: Convolution, method: str) -> PeftConfig:
+    return lycoris.config(row, method) if method in lycoris.METHODS else config(row, method)
 
 
 def fresh(row: Convolution) -> Net:
@@ -146,7 +154,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> str:
 
 def start(cell: Cell) -> Verdict | None:
     off = difference(cell.output(), cell.base_output)
-    randomise(cell.model)
+    (lycoris.randomise if cell.method in lycoris.METHODS else randomise)(cell.model)
     return wrong("start", off) if off else None
 
 
@@ -227,8 +235,10 @@ STAGES: dict[str, Callable[[Cell], Verdict | None]] = {
 
 
 def parameters(cell: Cell) -> dict[str, torch.nn.Parameter]:
-    """A, B, b (of B) and m (DoRA's magnitude) of the layer, whichever library's it is."""
+    """A, B, b (of B) and m (DoRA's magnitude) of the layer, or w1_a and so on, whichever library's it is."""
     named = cell.model.base_model.model.conv.named_parameters()
+    if cell.method in lycoris.METHODS:
+        return {n.partition(".")[0].partition("_")[2]: p for n, p in named if n.endswith(".default")}
     return {
         KEYS.get(name.split(".")[0], "b" if name.endswith("bias") else "B"): parameter
         for name, parameter in named
@@ -242,6 +252,8 @@ def leaves(cell: Cell) -> dict[str, torch.Tensor]:
 
 def expected_output(cell: Cell, x: torch.Tensor, factors: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the cell's own function is; see the module's text."""
+    if cell.method in lycoris.METHODS:
+        return lycoris.reference(cell.row, cell.method, x, factors)
     conv = cell.row.model().conv
     only_beside = conv.groups > 1 or (conv.bias is None and "b" in factors)  # PEFT has a bias where the base has none
     if cell.library == "PEFT" and only_beside:

@@ -33,7 +33,9 @@ def onnxruntime() -> Any:
     return module
 
 
-def inference_session(model: bytes, runtime: str, *, file: str, threads: int, providers: tuple[str, ...]) -> Any:
+def inference_session(
+    model: bytes, runtime: str, *, file: str, threads: int, providers: tuple[str, ...], unpack: bool = False
+) -> Any:
     """An ``onnxruntime.InferenceSession``.
 
     Args:
@@ -42,6 +44,7 @@ def inference_session(model: bytes, runtime: str, *, file: str, threads: int, pr
         file: the model's name, for messages.
         threads: for one operator; 0 leaves it to ONNX Runtime.
         providers: ONNX Runtime's execution providers.
+        unpack: dequantise weights once, now; not for graphs whose activations are quantised too.
 
     Raises:
         BundleError: an older runtime, or a model that it does not take.
@@ -60,6 +63,8 @@ def inference_session(model: bytes, runtime: str, *, file: str, threads: int, pr
     options.enable_mem_pattern = False  # it keeps a plan for each length, batch and rank that it meets
     options.log_severity_level = _ERRORS_ALONE  # it would warn of each slot that it can be overridden: on purpose
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+    if unpack:  # its constant folding leaves a DequantizeLinear alone otherwise
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,21 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from audiolora.edge import executorch
 from audiolora.edge.ctc import Audio, Word
 from audiolora.edge.forecasting import History
-from audiolora.edge.graph import with_constants
 from audiolora.edge.network import Inputs, Network, Outputs, check_graph
-from audiolora.edge.runtime import activated, inference_session
+from audiolora.edge.opening import no_adapter, of_graph, read_assets, runtime_sessions
+from audiolora.edge.runtime import activated
 from audiolora.edge.selftest import tested
 from audiolora.edge.streaming import Stream
-from audiolora.edge.whisper import Assets
-from audiolora.export.bundle import Adapter, Base, adapter_folder, adapter_folders, read_adapter, read_base
+from audiolora.export.bundle import Adapter, adapter_folder, adapter_folders, read_adapter, read_base
 from audiolora.export.errors import BundleError
-from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest, GraphSpec
+from audiolora.export.manifests import SELFTEST, AdapterManifest, BaseManifest
 from audiolora.export.signing import Key
 from audiolora.export.tensors import read_tensors
-from audiolora.export.whisper_settings import DECODER, ENCODER, WhisperSettings
 
 
 class Session:
@@ -38,6 +34,9 @@ class Session:
         check_signature: False takes a signed bundle without looking at the signature.
         threads: of ONNX Runtime, for one operator; 0 leaves it to the runtime, and ExecuTorch takes nothing else.
         providers: ONNX Runtime's execution providers.
+        unpack: of a bundle in int8, make float weights of it once, when it is opened: as fast as a float bundle, and as
+            large in memory. False makes them in each run. None: what speech needs, whose decoders run a token at a
+            time, is unpacked, and nothing else.
 
     Raises:
         BundleError: a base that is not as it was exported, or that this runtime cannot run.
@@ -58,19 +57,20 @@ class Session:
         check_signature: bool = True,
         threads: int = 0,
         providers: tuple[str, ...] = ("CPUExecutionProvider",),
+        unpack: bool | None = None,
     ) -> None:
         self.bundle = Path(bundle)
         self._trust: dict[str, Any] = {"key": key, "check_signature": check_signature}
         base = read_base(self.bundle, **self._trust)
-        self._how: dict[str, Any] = {"threads": threads, "providers": providers}
-        sessions = _sessions(base, {}, **self._how)
+        self._how: dict[str, Any] = {"threads": threads, "providers": providers, "unpack": unpack}
+        sessions = runtime_sessions(base, {}, **self._how)
         if base.manifest.target == "onnx":
             for name, graph in base.manifest.graphs.items():
                 check_graph(sessions[name], graph, base.manifest.graph_file(name))
             # The graphs themselves are in the runtime now, and are let go here.
             graphs = set(map(base.manifest.graph_file, base.manifest.graphs))
             base = replace(base, files={name: data for name, data in base.files.items() if name not in graphs})
-        self._base, self._assets = base, _assets(base)
+        self._base, self._assets = base, read_assets(base)
         self._plain = Network(base.manifest, sessions, {}, base.manifest.task, self._assets)
         self._sessions = sessions
         self._adapters: dict[str, Loaded] = {}
@@ -105,10 +105,10 @@ class Session:
             raise BundleError(f"{path}: this is adapter {read.manifest.id!r}, and {adapter!r} was asked for")
         sessions, active = self._sessions, {}
         if self.manifest.target == "executorch":  # a program and its data are loaded together
-            sessions = _sessions(self._base, read.tensors, **self._how)
+            sessions = runtime_sessions(self._base, read.tensors, **self._how)
         else:
             graphs = {name: graph for name, graph in self.manifest.graphs.items() if graph.slots}
-            active = {name: activated(_of_graph(read.tensors, graph)) for name, graph in graphs.items()}
+            active = {name: activated(of_graph(read.tensors, graph)) for name, graph in graphs.items()}
         task = read.manifest.task or self.manifest.task
         network = Network(self.manifest, sessions, active, task, self._assets)
         self._adapters[adapter] = Loaded(path, read.manifest, read.sha256, read.selftest, network)
@@ -157,8 +157,8 @@ class Session:
         """
         base = read_base(self.bundle, **self._trust)
         _check_unchanged(str(self.bundle / "base"), base.sha256, self._base.sha256)
-        tensors = _zeros(self.manifest) if adapter is None else self._read_again(adapter).tensors
-        sessions = _sessions(base, tensors, **self._how)
+        tensors = no_adapter(self.manifest) if adapter is None else self._read_again(adapter).tensors
+        sessions = runtime_sessions(base, tensors, **self._how)
         return Network(self.manifest, sessions, {}, self.network(adapter).task, self._assets)
 
     def stream(self, adapter: str | None = None) -> Stream:
@@ -175,7 +175,7 @@ class Session:
             BundleError: the adapter is not on disk any more as it was loaded.
         """
         name, graph = self._plain.graph()
-        slots = {} if adapter is None else _of_graph(self._read_again(adapter).tensors, graph)
+        slots = {} if adapter is None else of_graph(self._read_again(adapter).tensors, graph)
         return Stream(self._sessions[name], graph, slots, self.network(adapter).task)
 
     def forecast(
@@ -307,40 +307,6 @@ class Loaded:
     sha256: str
     selftest: bytes
     network: Network
-
-
-def _sessions(base: Base, fixed: Mapping[str, np.ndarray], **how: Any) -> dict[str, Any]:
-    """The runtime's session of each graph, with these slots as constants; {} for those of an adapter to come."""
-    if base.manifest.target == "executorch":
-        return dict(executorch.programs(base, fixed or _zeros(base.manifest), how["threads"]))
-    made = {}
-    for name, graph in base.manifest.graphs.items():
-        file = base.manifest.graph_file(name)
-        model = base.files[file]
-        model = with_constants(model, _of_graph(fixed, graph), file) if fixed else model
-        made[name] = inference_session(model, base.manifest.runtime, file=file, **how)
-    return made
-
-
-def _assets(base: Base) -> Assets | None:
-    task, graphs = base.manifest.task, base.manifest.graphs
-    if not isinstance(task, WhisperSettings):
-        return None
-    if missing := {ENCODER, DECODER} - graphs.keys():
-        raise BundleError(
-            f"base: no graph {' and '.join(sorted(missing))}, and its task is a Whisper's; export it again"
-        )
-    return Assets.read(base.files, task)
-
-
-def _of_graph(tensors: Mapping[str, np.ndarray], graph: GraphSpec) -> dict[str, np.ndarray]:
-    return {slot.name: tensors[slot.name] for slot in graph.slots}
-
-
-def _zeros(manifest: BaseManifest) -> dict[str, np.ndarray]:
-    """No adapter."""
-    sizes = {slot.name: [1 if isinstance(d, str) else d for d in slot.shape] for slot in manifest.slots}
-    return {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
 
 
 def _check_unchanged(where: str, found: str, loaded: str) -> None:

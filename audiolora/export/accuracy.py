@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from audiolora.edge.network import Inputs, Network, Outputs
+from audiolora.edge.network import Inputs, Network, Outputs, States, checked, initial
 from audiolora.edge.session import Session
 from audiolora.export.forecast_settings import ForecastSettings
 from audiolora.export.parts import Part
 from audiolora.export.prepared import Prepared
 from audiolora.export.reference import Reference
+from audiolora.export.spoken import Spoken
 from audiolora.export.tasks import Task
+from audiolora.speech.metrics import ErrorRates, Interval
 
 Run = Callable[[Inputs], Outputs]
 """A network with one adapter or none, on NumPy's arrays."""
@@ -36,10 +38,13 @@ class Accuracy:
     Args:
         relative_error: by adapter, and of ``"base"``: ‖y - y_float‖ / ‖y_float‖ over the outputs for the example.
         scores: by adapter and metric: (float, quantised) on the evaluation data; {} where none was given.
+        rates: by adapter, of speech: (float, quantised). Both are the device's features, decoding and text; the float
+            network under them is run by torch.
     """
 
     relative_error: Mapping[str, float]
     scores: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    rates: Mapping[str, tuple[ErrorRates, ErrorRates]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         errors = self.relative_error.items()
@@ -47,7 +52,11 @@ class Accuracy:
         for name, metrics in self.scores.items():
             lines += [f"{name:<20} {metric} {a:.4g} float, {b:.4g} quantised ({_change(a, b)})"
                       for metric, (a, b) in metrics.items()]  # fmt: skip
-        if not self.scores:
+        for name, (a, b) in self.rates.items():
+            lines.append(f"{name:<20} WER {_told(a.wer)} float, {_told(b.wer)} quantised")
+            lines.append(f"{'':<20} CER {_told(a.cer)} float, {_told(b.cer)} quantised; {a.utterances} utterances, "
+                         f"{a.reference_words} words, {a.confidence:.0%} intervals")  # fmt: skip
+        if not self.scores and not self.rates:
             lines.append("no evaluation data was given: what this costs on yours is not known")
         return "\n".join(lines)
 
@@ -67,7 +76,7 @@ def measured(
         bundle: just written; its signature is not looked at.
         work: with the float network.
         ids: bundle's id → PEFT's name of an adapter.
-        evaluate: `Evaluate`, or for a forecaster long-form rows.
+        evaluate: `Evaluate`, for a forecaster long-form rows, for speech `Spoken`.
         forecaster: whose network it is, if it is one's.
         tasks: by PEFT's name, settings of adapters that have their own.
     """
@@ -79,15 +88,50 @@ def measured(
     both |= {name: (name, peft) for name, peft in ids.items() if name != "base"}
     errors: dict[str, float] = {}
     scores: dict[str, dict[str, tuple[float, float]]] = {}
+    rates: dict[str, tuple[ErrorRates, ErrorRates]] = {}
     for name, (loaded, peft) in both.items():
-        network = session.network(loaded)
-        errors[name] = max(_relative(network, work.original, part, peft) for part in work.parts)
-        if evaluate is not None:
-            score = _of_forecaster(evaluate, forecaster, name, (tasks or {}).get(peft or ""))
-            runs = _reference(work.original, work.parts[0], peft), network.run
-            before, after = ({key: float(value) for key, value in score(run).items()} for run in runs)
-            scores[name] = {metric: (before[metric], after[metric]) for metric in before}
-    return Accuracy(errors, scores)
+        device = session.network(loaded)
+        errors[name] = max(_relative(device, work.original, part, peft) for part in work.parts)
+        if evaluate is None:
+            continue
+        floats = OverTorch(device, work.original, work.parts, peft)
+        if isinstance(evaluate, Spoken):
+            rates[name] = (evaluate.rates(floats, name), evaluate.rates(device, name))
+            continue
+        score = _of_forecaster(evaluate, forecaster, name, (tasks or {}).get(peft or ""))
+        before, after = ({key: float(value) for key, value in score(each.run).items()} for each in (floats, device))
+        scores[name] = {metric: (before[metric], after[metric]) for metric in before}
+    return Accuracy(errors, scores, rates)
+
+
+class OverTorch(Network):
+    """A network as the device has it, whose graphs torch runs.
+
+    Args:
+        device: whose settings and files are taken.
+        original: what torch runs.
+        parts: of the bundle.
+        adapter: PEFT's name; None for none.
+    """
+
+    def __init__(self, device: Network, original: Reference, parts: Sequence[Part], adapter: str | None) -> None:
+        super().__init__(device.manifest, {}, {}, device.task, device.assets)
+        self._original, self._adapter = original, adapter
+        self._parts = {part.name: part for part in parts}
+
+    def step(self, x: Inputs, states: States | None = None, graph: str | None = None) -> tuple[Outputs, States]:
+        """As `Network.step`."""
+        name, spec = self.graph(graph)
+        part, sizes = self._parts[name], dict[str, int]()
+        values = checked(spec.inputs, x if isinstance(x, Mapping) else {spec.inputs[0].name: x}, "inputs", sizes)
+        if spec.states:
+            values |= initial(spec.states, sizes) if states is None else states
+        found = self._original(part, {key: torch.from_numpy(values[key]) for key in part.inputs}, self._adapter)
+        by_name = dict(zip(part.named(found), found, strict=True))
+        outputs = tuple(by_name[output.name] for output in spec.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs, {
+            state.input: by_name[state.output] for state in spec.states
+        }
 
 
 def check_evaluation(evaluate: Any, forecaster: Any, parts: int) -> None:
@@ -96,7 +140,7 @@ def check_evaluation(evaluate: Any, forecaster: Any, parts: int) -> None:
     Raises:
         ValueError: rows without a forecaster, something that cannot be called, or a callable for several graphs.
     """
-    if evaluate is None:
+    if evaluate is None or isinstance(evaluate, Spoken):
         return
     if callable(evaluate):
         if parts > 1:
@@ -140,15 +184,6 @@ def _relative(network: Network, original: Reference, part: Part, adapter: str | 
     return float(np.sqrt(off / size)) if size else float(np.sqrt(off))
 
 
-def _reference(original: Reference, part: Part, adapter: str | None) -> Run:
-    def run(x: Inputs) -> Outputs:
-        named = x if isinstance(x, Mapping) else {next(iter(part.inputs)): x}
-        found = original(part, {name: torch.from_numpy(value) for name, value in named.items()}, adapter)
-        return found[0] if len(found) == 1 else found
-
-    return run
-
-
 def _of_forecaster(evaluate: Any, forecaster: Any, name: str, task: Task | None) -> Evaluate:
     """MAE and MASE of a rolling origin; of an adapter that is named after a device, over that device alone."""
     if callable(evaluate):
@@ -185,3 +220,7 @@ class _OnDevice(nn.Module):
 
 def _change(before: float, after: float) -> str:
     return f"{after / before - 1:+.2%}" if before else f"{after - before:+.2g}"
+
+
+def _told(rate: Interval) -> str:
+    return f"{rate.value:.2f} % [{rate.low:.1f}, {rate.high:.1f}]"

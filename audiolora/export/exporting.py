@@ -28,6 +28,7 @@ from audiolora.export.prepared import Prepared, one_part
 from audiolora.export.quantizing import Quantization
 from audiolora.export.signing import Key
 from audiolora.export.slots import adapter_names
+from audiolora.export.spoken import Spoken
 from audiolora.export.streaming_parts import check_scalers, plan_of, streaming_part
 from audiolora.export.tasks import Task
 from audiolora.export.writing import write_adapter, write_base
@@ -118,7 +119,7 @@ def export(
             forecaster long-form rows.
         evaluate: a function from a network (NumPy in, NumPy out) to its scores by name, which is called with the float
             network and the quantised one; for a forecaster also long-form rows (MAE, and MASE against the naive
-            forecast of the last value).
+            forecast of the last value); with a processor also utterances (WER and CER), as `export_whisper` has them.
         key: private key to sign with.
         overwrite: replace the bundle that is there.
 
@@ -153,6 +154,7 @@ def export(
             raise ValueError(f"a CTC model's bundle is for target 'onnx', got {target!r}")
         task, clip = _ctc(network, processor, task, parts, example)
         parts, example = [ctc_part(task, processor, clip)], None
+        evaluate = evaluate if evaluate is None or callable(evaluate) else Spoken.for_ctc(evaluate, task)
     if parts is None:
         example = _windows(settings) if example is None and settings is not None else example
         parts = [

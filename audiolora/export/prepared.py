@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audiolora.export.bundle import Base
-from audiolora.export.int8 import Coded, coded_weights, quantize_network
+from audiolora.export.int8 import Coded, coded_weights, quantize_network, tie_again
 from audiolora.export.manifests import SELFTEST
 from audiolora.export.parts import Dynamic, Part, whole
 from audiolora.export.reference import Reference
@@ -71,12 +71,12 @@ class Prepared:
             raise ValueError("the network has tensors on meta: load its weights before the export")
         twin = copied(network)
         original = Reference(twin) if quantize else None
-        if quantize == "int8":
-            quantize_network(inner_network(twin))
+        tied = quantize_network(inner_network(twin)) if quantize == "int8" else []
         coded = coded_weights(twin) if quantize == "int8" else ()
         folds = {name: fold(twin, name) for name in adapter_names(twin)}
         reference = Reference(twin)
         plain = plain_network(twin)
+        tie_again(tied)
         if merged is not None:
             _merge(plain, targets(plain, [folds[merged]]), folds[merged])
         made = [] if merged is not None else targets(plain, folds.values(), dora=dora)
@@ -97,7 +97,7 @@ class Prepared:
             raise ValueError(f"no adapter {adapter!r} in the network; it has {', '.join(adapter_names(network))}")
         twin = copied(network)
         if base.manifest.quantized == "int8":
-            quantize_network(inner_network(twin))
+            quantize_network(inner_network(twin))  # its graphs are there, so nothing need be tied again
         folds = {adapter: fold(twin, adapter)}
         reference = Reference(twin)
         also = None if example is None else named_inputs(network, example)

@@ -28,6 +28,10 @@ _NO_ROWS = (
     "--calibrate and --evaluate are rows of a forecaster, and these adapters are none's; from Python: "
     "export(…, calibration=inputs, evaluate=function)"
 )
+_NO_SPEECH = (
+    "--calibrate is for a forecaster's rows, and these adapters are of speech; take --quantize int8, or for a CTC "
+    "model from Python: export(…, quantize='qdq', calibration=inputs)"
+)
 
 
 def export_runs(
@@ -56,7 +60,8 @@ def export_runs(
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
         form: as in `export`; None takes the default, of `export_whisper` for speech runs.
-        calibrate, evaluate: files of rows, for `export`'s arguments; for forecasters.
+        calibrate, evaluate: files of rows, for `export`'s arguments; for forecasters. For speech ``evaluate`` is what
+            `spoken.evaluation_clips` takes.
         processor: of a CTC model, ``Wav2Vec2Processor.save_pretrained``'s folder; default ``processor/`` in a run.
         settings: of `export`.
 
@@ -82,9 +87,7 @@ def export_runs(
         from audiolora.export.speech import export_speech_runs
 
         _check_speech(folders, shape is not None or fixed_length or processor is not None)
-        if calibrate or evaluate:
-            raise ValueError(_NO_ROWS)
-        return export_speech_runs(folders, out, base=base, **settings)
+        return export_speech_runs(folders, out, base=base, **_words(evaluate, calibrate, folders), **settings)
     if network is None:
         raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
                          "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
@@ -95,8 +98,7 @@ def export_runs(
         net = Forecaster.load(net, base).net
     if (found := processors(folders, processor)) is not None:
         _check_plain(base, shape, fixed_length)
-        if calibrate or evaluate:
-            raise ValueError(_NO_ROWS)
+        settings |= _words(evaluate, calibrate, folders)
         ids = {f"run{i}": name for i, name in enumerate(folders)}
         model = _with_adapters(net, {peft: folders[name] for peft, name in ids.items()})
         return export(model, out, adapters=ids, **ctc_settings_of(model, ids, *found), **settings)
@@ -139,6 +141,17 @@ def _exported(
         )
     example = torch.randn([int(size) for size in shape.split(",")], generator=torch.Generator().manual_seed(0))
     return export(model, out, example, adapters=ids, dynamic=dynamic, **settings)
+
+
+def _words(evaluate: Path | None, calibrate: Path | None, folders: dict[str, Path]) -> dict[str, Any]:
+    """`export`'s argument of speech: utterances."""
+    if calibrate is not None:
+        raise ValueError(_NO_SPEECH)
+    if evaluate is None:
+        return {}
+    from audiolora.export.spoken import evaluation_clips
+
+    return {"evaluate": evaluation_clips(evaluate, [run for each in folders.values() for run in (each, each.parent)])}
 
 
 def _check_speech(folders: dict[str, Path], shaped: bool) -> None:

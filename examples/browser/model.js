@@ -14,10 +14,12 @@ export class Model {
       );
     }
     const networks = {};
+    const { quantized, task } = base.manifest;
+    const unpack = quantized === "int8" && ["ctc", "whisper"].includes(task?.kind); // as audiolora.edge.Session
     for (const [name, graph] of Object.entries(base.manifest.graphs)) {
       const file = `${name}.web.onnx`;
       if (!(file in base.files)) throw new BundleError(`base/${file}: not there; export the bundle with web=True`);
-      networks[name] = await Network.open(base.files[file], graph);
+      networks[name] = await Network.open(base.files[file], graph, { unpack });
       delete base.files[file]; // it is in the runtime now
     }
     return new Model(source, trust, base, networks);

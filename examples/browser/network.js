@@ -13,9 +13,13 @@ export const VERSION = ort.env.versions.web;
 const TYPES = { F32: "float32", I32: "int32", I64: "int64", BOOL: "bool" };
 
 export class Network {
-  /** model: the bytes of NAME.web.onnx; graph: what the manifest says of it. */
-  static async open(model, graph) {
-    const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
+  /**
+   * model: the bytes of NAME.web.onnx; graph: what the manifest says of it; unpack: make float weights of int8 ones now,
+   * and not in each run.
+   */
+  static async open(model, graph, { unpack = false } = {}) {
+    const extra = unpack ? { session: { disable_quant_qdq: "1" } } : {};
+    const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], extra });
     const takes = [...names(graph.inputs), ...graph.states.map(({ input }) => input), ...names(graph.slots)];
     const gives = [...names(graph.outputs), ...graph.states.map(({ output }) => output)];
     if (!same(session.inputNames, takes) || !same(session.outputNames, gives)) {

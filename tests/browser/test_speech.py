@@ -55,9 +55,10 @@ def whisper_bundle(folder: Path, made: Path) -> None:
 
     tiny_whisper(made / "base", multilingual=True)
     tiny_run(made / "door", made / "base", context="auto", language="it")
-    with pytest.raises(SystemExit) as end:
-        cli.run_app(cli.app, ["export", str(made / "door"), "--out", str(folder / "whisper"), "--web"])
-    assert not end.value.code
+    for name, how in (("whisper", []), ("whisper8", ["--quantize", "int8"])):
+        with pytest.raises(SystemExit) as end:
+            cli.run_app(cli.app, ["export", str(made / "door"), "--out", str(folder / name), "--web", *how])
+        assert not end.value.code
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def browser() -> Iterator[Any]:
         yield found
 
 
-@pytest.mark.parametrize("bundle", ["alone", "masked", "whisper"])
+@pytest.mark.parametrize("bundle", ["alone", "masked", "whisper", "whisper8"])
 def test_the_texts_are_pythons(site: tuple[Path, str], browser: Any, bundle: str) -> None:
     folder, url = site
     page, python = Opened(browser, url), Session(folder / bundle, threads=1)

@@ -81,9 +81,15 @@ function best(scores, allowed) {
   return found;
 }
 
-/** A token's bytes are the code points of its string in the vocabulary. */
+// As audiolora.edge.whisper has it: Python's \d, and the white space that its strip() takes off.
+const TIMESTAMP = /<\|\p{Nd}+\.\p{Nd}+\|>/gu,
+  BLANKS = "[\\t-\\r\\x1c- \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]+",
+  ENDS = new RegExp(`^${BLANKS}|${BLANKS}$`, "g");
+
+/** A token's bytes are the code points of its string in the vocabulary; timestamps are dropped from the text. */
 function textOf(vocabulary, tokens) {
   const pieces = JSON.parse(new TextDecoder().decode(vocabulary));
   const bytes = tokens.flatMap((token) => Array.from(pieces[token] ?? "", (letter) => letter.charCodeAt(0)));
-  return new TextDecoder().decode(Uint8Array.from(bytes)).trim();
+  const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
+  return text.replace(TIMESTAMP, "").replace(ENDS, "");
 }
