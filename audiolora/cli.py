@@ -331,7 +331,7 @@ def _told_in_a_line(error: Exception) -> str | None:
         raised_in = raised_in.tb_next
     module = "" if raised_in is None else raised_in.tb_frame.f_globals.get("__name__", "")
     ours = any(name.partition(".")[0] == "audiolora" for name in (module, type(error).__module__))
-    return str(error) if ours and isinstance(error, (ValueError, TypeError)) else None
+    return str(error) if ours and isinstance(error, (ValueError, TypeError, ImportError)) else None
 
 
 def main() -> NoReturn:

@@ -25,7 +25,7 @@ def checked_clips(audios: Sequence[np.ndarray], sample_rate_hz: int, model_rate_
     """
     if sample_rate_hz != model_rate_hz:
         raise ValueError(
-            f"sample_rate_hz must be {model_rate_hz}, which the model was trained on, got {sample_rate_hz}; resample "
+            f"sample_rate_hz must be {model_rate_hz}, which the model was trained on, got {sample_rate_hz!r}; resample "
             f"first, for example with soxr: audio = soxr.resample(audio, {sample_rate_hz}, {model_rate_hz})"
         )
     clips = []

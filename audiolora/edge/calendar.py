@@ -33,6 +33,8 @@ def calendar(ends: datetime | str, past: int, ahead: int, step_s: float, time_zo
     """
     try:
         last = datetime.fromisoformat(ends) if isinstance(ends, str) else ends
+        if not isinstance(last, datetime):
+            raise TypeError(f"a datetime or a string is needed, got {type(last).__name__}")
         zone = ZoneInfo(time_zone)
     except (ValueError, TypeError, ZoneInfoNotFoundError) as error:
         raise ValueError(f"ends={ends!r}, time zone {time_zone!r}: {error}; write 2024-01-31T06:00 and Europe/Paris "

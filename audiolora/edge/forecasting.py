@@ -87,19 +87,37 @@ def window(settings: ForecastSettings, history: History) -> tuple[np.ndarray, bo
         raise ValueError(
             f"the history must have the columns {', '.join(settings.channels)}, got {', '.join(columns) or 'none'}"
         )
-    values = {name: np.asarray(columns[name]) for name in settings.channels}
-    steps = values["y"].shape[-1] if values["y"].ndim else 0
+    values = {name: numbers(name, columns[name]) for name in settings.channels}
+    steps = values["y"].shape[-1]
     for name, column in values.items():
         wanted = (*values["y"].shape[:-1], steps + (settings.horizon if name in settings.known else 0))
-        if column.ndim not in (1, 2) or column.shape != wanted or steps < settings.lookback:
+        if steps < settings.lookback:
+            least = settings.lookback
+            raise ValueError(f"y: {steps} steps, and the network looks back on {least}; give at least {least} steps")
+        if column.shape != wanted:
             raise ValueError(
-                f"{name}: shape {column.shape}, and {wanted} is needed: y and past covariates up to now, at least "
-                f"{settings.lookback} steps, known ones {settings.horizon} steps further"
+                f"{name}: shape {column.shape}, and {wanted} is needed: y and past covariates up to now, known ones "
+                f"{settings.horizon} steps further"
             )
         if not np.isfinite(column[..., -settings.lookback :]).all():
             raise ValueError(f"{name}: the last {settings.lookback} values are not all finite; fill the gap first")
     stacked = [np.atleast_2d(values[name])[:, -settings.lookback :] for name in settings.channels]
     return np.stack(stacked, axis=1).astype(np.float32), values["y"].ndim == 1
+
+
+def numbers(name: str, column: Any) -> np.ndarray:
+    """A column, if it is one of real numbers.
+
+    Raises:
+        ValueError: something else: strings, objects, complex numbers, or neither (T,) nor (N, T).
+    """
+    values = np.asarray(column)
+    if values.dtype.kind not in "fiub" or values.ndim not in (1, 2):
+        raise ValueError(
+            f"{name}: shape {values.shape} of {values.dtype}, and real numbers (T,) or (N, T) are needed; convert them "
+            "first: np.asarray(…, float)"
+        )
+    return values
 
 
 def statistics(settings: ForecastSettings, x: np.ndarray, device: str | None) -> tuple[np.ndarray, np.ndarray]:

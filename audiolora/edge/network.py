@@ -67,7 +67,8 @@ class Network:
             The output, or a tuple of several.
 
         Raises:
-            ValueError: inputs of another name, type or shape, or a graph that is not there.
+            ValueError: inputs of another name, type or shape, or too short for the network, or a graph that is not
+                there.
         """
         return self.step(x, None, graph)[0]
 
@@ -91,7 +92,14 @@ class Network:
             feeds |= checked(taken, initial(spec.states, sizes) if states is None else states, "states", sizes)
         active = self._active.get(name)
         names = [output.name for output in spec.outputs] + [state.output for state in spec.states]
-        found = self._sessions[name].run(names, feeds, None if active is None else active.options)
+        try:
+            found = self._sessions[name].run(names, feeds, None if active is None else active.options)
+        except Exception as error:
+            sizes_told = ", ".join(f"{each} {value.shape}" for each, value in feeds.items())
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"{name}: the runtime cannot run it on {sizes_told}: {why}; are the inputs long enough?"
+            ) from error
         outputs, after = found[: len(spec.outputs)], found[len(spec.outputs) :]
         kept = dict(zip([state.input for state in spec.states], after, strict=True))
         return outputs[0] if len(outputs) == 1 else tuple(outputs), kept
@@ -242,7 +250,7 @@ def checked(
 
 
 def _check_value(spec: TensorSpec, value: Any, sizes: dict[str, int]) -> None:
-    fits = isinstance(value, np.ndarray) and value.dtype.name == spec.dtype and value.ndim == len(spec.shape)
+    fits = isinstance(value, np.ndarray) and value.dtype == np.dtype(spec.dtype) and value.ndim == len(spec.shape)
     if fits:
         for size, rule in zip(value.shape, spec.shape, strict=True):
             if size != (sizes.setdefault(rule, size) if isinstance(rule, str) else rule):

@@ -48,8 +48,14 @@ def inference_session(
 
     Raises:
         BundleError: an older runtime, or a model that it does not take.
+        ValueError: a provider that this onnxruntime does not have: it would take the CPU instead.
     """
     ort = onnxruntime()
+    if lacking := [name for name in providers if name not in ort.get_available_providers()]:
+        raise ValueError(
+            f"providers must be among {', '.join(ort.get_available_providers())}, which this onnxruntime has, got "
+            f"{', '.join(map(str, lacking))}; install a package of onnxruntime that has it"
+        )
     if smaller_version(ort.__version__, runtime):
         raise BundleError(f"{file} wants ONNX Runtime {runtime}, and this is {ort.__version__}; upgrade onnxruntime")
     options = ort.SessionOptions()

@@ -39,7 +39,8 @@ class Session:
             time, is unpacked, and nothing else.
 
     Raises:
-        BundleError: a base that is not what it was when it was exported, or that this runtime cannot run.
+        BundleError: a base that is not as it was exported, or that this runtime cannot run.
+        ValueError: no public key, or a provider that is not there.
 
     Example:
         >>> session = Session("pumps", key="pumps.pub.pem")  # doctest: +SKIP
@@ -148,8 +149,7 @@ class Session:
     def bind(self, adapter: str | None = None) -> Network:
         """A session of its own with this adapter (None: the base) fixed in the weights: the fastest way to run one.
 
-        It costs the time and the memory of a session; see docs/edge.md. What is loaded later does not change it. The
-        files are read and verified once more: a session keeps no second copy of them in memory.
+        It costs a session's time and memory. What is loaded later does not change it. The files are verified once more.
 
         Raises:
             ValueError: the adapter is not loaded.

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import numpy as np
 
-from audiolora.edge.forecasting import History, statistics, with_calendar
+from audiolora.edge.forecasting import History, numbers, statistics, with_calendar
 from audiolora.export.forecast_settings import ForecastSettings
 
 
@@ -66,10 +66,10 @@ def _stacked(settings: ForecastSettings, columns: Mapping[str, np.ndarray]) -> t
         raise ValueError(
             f"the values must have the columns {', '.join(settings.channels)}, got {', '.join(columns) or 'none'}"
         )
-    arrays = {name: np.asarray(columns[name]) for name in settings.channels}
+    arrays = {name: numbers(name, columns[name]) for name in settings.channels}
     shape = arrays["y"].shape
     for name, column in arrays.items():
-        if column.ndim not in (1, 2) or column.shape != shape or not np.isfinite(column).all():
+        if column.shape != shape or not np.isfinite(column).all():
             raise ValueError(f"{name}: shape {column.shape}, and {shape} is needed, n or (N, n), all of it finite")
     stacked = np.stack([np.atleast_2d(column) for column in arrays.values()], axis=1)
     return stacked.astype(np.float32), len(shape) == 1

@@ -268,6 +268,8 @@ def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
 
 
 def _read_folder(folder: Path, cls: type[_M], key: Key | None, check: bool) -> tuple[_M, str, dict[str, bytes]]:
+    if not os.path.lexists(folder):
+        raise BundleError(f"{folder}: there is no such folder; fetch it, or name one that is there")
     if folder.is_symlink() or not folder.is_dir():
         raise BundleError(f"{folder}: a link, or no folder; put the folder itself there")
     text = _read_file(folder / MANIFEST, None)
@@ -310,10 +312,13 @@ def _read_file(path: Path, size: int | None) -> bytes:
     except OSError as error:
         why = "a link" if os.path.islink(path) else error.strerror
         raise BundleError(f"{path}: cannot be read: {why}; fetch it again") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):  # of a folder Python would make no file
+        os.close(number)
+        raise BundleError(f"{path}: no regular file; put a copy of the file itself there")
     with os.fdopen(number, "rb") as file:
         status = os.fstat(number)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise BundleError(f"{path}: a link, or no regular file; put a copy of the file itself there")
+        if status.st_nlink > 1:
+            raise BundleError(f"{path}: a link, it has another name too; put a copy of the file itself there")
         if status.st_size != size and (size is not None or status.st_size > _MOST_MANIFEST_BYTES):
             wanted = f"at most {_MOST_MANIFEST_BYTES}" if size is None else size
             raise BundleError(f"{path}: {status.st_size} bytes, not {wanted}: cut off or changed; fetch it again")

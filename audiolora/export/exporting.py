@@ -284,7 +284,8 @@ def _ids(network: nn.Module, adapters: Sequence[str] | Mapping[str, str] | None,
         raise ValueError(f"two adapters would have the same id: {', '.join(ids.values())}")
     if form == "merged" and len(ids) != 1:
         raise ValueError(
-            f"form 'merged' holds one adapter, got {', '.join(ids) or 'none'}; name it: adapters=['default']"
+            f"form 'merged' holds one adapter, got {', '.join(ids.values()) or 'none'}; name it: adapters=['default'], "
+            "or on the command line the folder of one adapter"
         )
     return ids
 

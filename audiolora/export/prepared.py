@@ -147,7 +147,14 @@ def named_inputs(network: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     if isinstance(example, torch.Tensor):
         example = {names[0] if names else "x": example}
     if not isinstance(example, Mapping) or not example:
-        raise ValueError("example must be an input of the network, or inputs by name: it is what parity is checked on")
+        raise ValueError(
+            "example must be an input of the network, or inputs by name, as torch's tensors: it is what parity is "
+            f"checked on; got {type(example).__name__}"
+        )
+    for name, tensor in example.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.isfinite().all():
+            told = "values that are not finite" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"example: {name} must be a tensor of finite values, got {told}")
     names = names or list(example)
     if list(example) != names[: len(example)]:
         raise ValueError(f"example must name forward's first arguments in order, {names}, got {list(example)}")

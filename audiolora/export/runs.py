@@ -72,10 +72,14 @@ def export_runs(
     if len(runs) == 1 and is_forecast_run(runs[0]):
         if network is not None or base is not None:
             raise ValueError(f"{runs[0]}: a run of forecasters has its base with it; leave --network and --base out")
+        if shape is not None or processor is not None:
+            raise ValueError(f"{runs[0]}: a run of forecasters knows what it takes; leave --shape and --processor out")
         with TemporaryDirectory(prefix="audiolora-adapters-") as scratch:
             run = read_forecast_run(runs[0], Path(scratch))
             rows = Rows(calibrate, evaluate, run.time_zone)
             return _exported(run.net, run.adapters, out, run.base, shape, fixed_length, rows, **settings)
+    if several := [run for run in runs if is_forecast_run(run)]:
+        raise ValueError(f"{several[0]}: a run of forecasters has an adapter for each device; export it by itself")
     folders = {_id(run): _adapter_folder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")

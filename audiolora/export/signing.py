@@ -115,11 +115,18 @@ def load_public(key: Key) -> Ed25519PublicKey:
 
 
 def _bytes_of(key: Key) -> bytes:
+    if _is_text(key):
+        return str(key).encode()
     return key if isinstance(key, bytes) else Path(key).read_bytes()
 
 
+def _is_text(key: Key) -> bool:
+    """Whether it is a PEM file's text: no path, and nothing to repeat in a message."""
+    return isinstance(key, str) and key.lstrip().startswith("-----BEGIN")
+
+
 def _name_of(key: Key) -> str:
-    return "the key given" if isinstance(key, bytes) else str(key)
+    return "the key given" if isinstance(key, bytes) or _is_text(key) else str(key)
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
