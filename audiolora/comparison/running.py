@@ -163,21 +163,22 @@ def _run_way(task: Task, way: str, grid: Grid, folder: Path) -> None:
     before = _resident_bytes()
     try:
         if way == "frozen":
-            _once(opened, way, None, grid.first_seed, grid, folder)
+            _once(opened, way, None, grid.first_seed, grid, folder, before)
         else:
             for rate in rates_of(grid, way):
-                _once(opened, way, rate, grid.first_seed, grid, folder)
+                _once(opened, way, rate, grid.first_seed, grid, folder, before)
             best = chosen_rate(read_trials(folder, way))
             for seed in range(grid.first_seed + 1, grid.first_seed + grid.seeds):
-                _once(opened, way, best, seed, grid, folder)
+                _once(opened, way, best, seed, grid, folder, before)
         if read_costs(folder, way) is None:
-            peak = _peak_bytes() - before
-            write_costs(folder, way, Costs(_step_over_full(opened, way, grid), max(0, peak)))
+            write_costs(folder, way, Costs(_step_over_full(opened, way, grid)))
     except ValueError as error:
         raise ValueError(f"{way}: {error}") from error
 
 
-def _once(opened: OpenTask, way: str, rate: float | None, seed: int, grid: Grid, folder: Path) -> None:
+def _once(
+    opened: OpenTask, way: str, rate: float | None, seed: int, grid: Grid, folder: Path, loaded_bytes: int
+) -> None:
     if trial_path(folder, way, rate, seed).is_file():
         return
     made = _prepared(opened, way, grid, seed)
@@ -185,11 +186,11 @@ def _once(opened: OpenTask, way: str, rate: float | None, seed: int, grid: Grid,
     if rate is not None:
         with tempfile.TemporaryDirectory(prefix="audiolora-trial-") as scratch:
             opened.fit(made.net, rate, seed, Path(scratch))
-    seconds = time.monotonic() - begin
+    seconds, peak = time.monotonic() - begin, max(0, _peak_bytes() - loaded_bytes)
     trained = sum(parameter.numel() for parameter in made.net.parameters() if parameter.requires_grad)
     dev, test = opened.score(made.net, "dev").rate, opened.score(made.net, "test")
     write_trial(
-        folder, Trial(way, rate, seed, dev, test, trained, shipped_bytes(made.net), seconds, made.ranks or None)
+        folder, Trial(way, rate, seed, dev, test, trained, shipped_bytes(made.net), seconds, peak, made.ranks or None)
     )
 
 

@@ -1,7 +1,8 @@
 """One training of a comparison, and the file it leaves: a trial that has its file is not run again.
 
 trials/WAY/LR-SEED.json   what came out
-trials/WAY/costs.json     what a step takes, and memory
+trials/WAY/costs.json     what a step takes
+trials/WAY/log.txt        what training said
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Trial:
         trained: parameters with a gradient.
         shipped_bytes: of the file that a deployment would add to the base.
         seconds: of the training.
+        peak_bytes: the most memory that its process took above the loaded base.
         ranks: of each group of targets, where there are adapters.
     """
 
@@ -61,6 +63,7 @@ class Trial:
     trained: int
     shipped_bytes: int
     seconds: float
+    peak_bytes: int
     ranks: Mapping[str, int] | None = None
 
 
@@ -70,11 +73,9 @@ class Costs:
 
     Args:
         step_over_full: its time over that of full tuning, side by side in one process (median of ratios).
-        peak_bytes: the most memory that the training took above the loaded base.
     """
 
     step_over_full: float
-    peak_bytes: int
 
 
 @dataclass(frozen=True)

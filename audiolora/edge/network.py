@@ -118,6 +118,16 @@ class Network:
             raise ValueError(f"the bundle has the graphs {', '.join(graphs)}, and {asked}; name one (graph=…)")
         return name, graphs[name]
 
+    def streamed(self) -> tuple[str, GraphSpec]:
+        """The name and the spec of the graph that streams go through.
+
+        Raises:
+            ValueError: the bundle is not for streams.
+        """
+        if len(self.manifest.graphs) != 1 or not self.graph()[1].states:
+            raise ValueError("this bundle is not for streams; export a causal network with streaming=True")
+        return self.graph()
+
     def forecast(
         self,
         history: History,
@@ -141,7 +151,7 @@ class Network:
         """
         from audiolora.edge.streaming import Stream
 
-        name, spec = self.graph()
+        name, spec = self.streamed()
         if self._active:
             raise ValueError("the adapter of this network is given at each run; take session.stream(adapter)")
         return Stream(self._sessions[name], spec, {}, self.task)

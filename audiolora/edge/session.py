@@ -174,7 +174,7 @@ class Session:
             ValueError: the adapter is not loaded, or the bundle is not for streams.
             BundleError: the adapter is not on disk any more as it was loaded.
         """
-        name, graph = self._plain.graph()
+        name, graph = self._plain.streamed()
         slots = {} if adapter is None else of_graph(self._read_again(adapter).tensors, graph)
         return Stream(self._sessions[name], graph, slots, self.network(adapter).task)
 

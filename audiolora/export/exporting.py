@@ -15,7 +15,7 @@ from torch import nn
 
 from audiolora.export import executorch_bundle
 from audiolora.export.accuracy import Accuracy, Evaluate, measured
-from audiolora.export.bundle import read_base
+from audiolora.export.bundle import SIGNATURE, read_base
 from audiolora.export.checking import check_parity
 from audiolora.export.ctc import check_texts, ctc_part, ctc_task, ctc_view, noise
 from audiolora.export.ctc_settings import CtcSettings
@@ -226,7 +226,7 @@ def add_adapter(
 
     Raises:
         ValueError: an adapter that the base has no slots for, or of a larger rank, or over another base, by its
-            outputs. The bundle is then as it was.
+            outputs, or no key for a bundle that is signed. The bundle is then as it was.
 
     Example:
         >>> add_adapter(model, "pumps", "default", id="pump8", key="pumps.key.pem")  # doctest: +SKIP
@@ -237,6 +237,10 @@ def add_adapter(
     if target.exists() and not overwrite:
         raise ValueError(f"{target}: there already; take another id, or replace it with overwrite=True")
     base = read_base(bundle, check_signature=False)
+    if key is None and (Path(bundle) / "base" / SIGNATURE).exists():
+        raise ValueError(
+            f"{bundle} is signed, and a device that has its key refuses an adapter that is not; sign it: key=…"
+        )
     settings, network = _forecaster(model)
     own = task or settings
     own = None if own == base.manifest.task else own

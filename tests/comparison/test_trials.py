@@ -22,7 +22,7 @@ from audiolora.comparison.trials import (
     write_trial,
 )
 
-ONE = Trial("lora", 1e-3, 0, 5.0, Scores((1.0, 3.0), (2.0, 2.0)), 100, 400, 1.5, {"conv": 4})
+ONE = Trial("lora", 1e-3, 0, 5.0, Scores((1.0, 3.0), (2.0, 2.0)), 100, 400, 1.5, 2**20, {"conv": 4})
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -31,8 +31,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         write_trial(tmp_path, trial)
     assert read_trials(tmp_path, "lora") == trials[:2] and read_trials(tmp_path, "frozen") == trials[2:]
     assert read_trials(tmp_path, "dora") == [] and read_costs(tmp_path, "lora") is None
-    write_costs(tmp_path, "lora", Costs(0.8, 2**20))
-    assert read_costs(tmp_path, "lora") == Costs(0.8, 2**20)
+    write_costs(tmp_path, "lora", Costs(0.8))
+    assert read_costs(tmp_path, "lora") == Costs(0.8)
     assert len(read_trials(tmp_path, "lora")) == 2  # costs are no trial
 
 

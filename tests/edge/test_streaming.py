@@ -187,7 +187,7 @@ def test_what_no_stream_can_be_made_of_is_told(session: Session, tmp_path: Path)
     with pytest.raises(ValueError, match="not a forecaster's"):
         session.stream().forecast(np.zeros(3))
     write_base(tmp_path)
-    with pytest.raises(ValueError, match=r"keeps no left context; export it for streams \(streaming=True\)"):
+    with pytest.raises(ValueError, match="not for streams; export a causal network with streaming=True"):
         Session(tmp_path).stream()
 
 

@@ -12,8 +12,10 @@ import torch
 from cyclopts import App
 from torch import nn
 
+import audiolora
 from audiolora import cli
-from audiolora.export import runs
+from audiolora.edge import Session
+from audiolora.export import add_adapter, export, make_keys, runs
 from audiolora.export.executorch import check_version
 from audiolora.export.prepared import named_inputs
 
@@ -52,3 +54,30 @@ def test_an_extra_that_is_not_installed_is_told_in_a_line(
         cli.run_app(app, [])
     told = capsys.readouterr().err.replace("\n", " ")
     assert end.value.code == 2 and "audiolora[executorch]" in told and "Traceback" not in told
+
+
+def test_an_adapter_for_a_signed_bundle_is_signed(tmp_path: Path) -> None:
+    private, _ = make_keys(tmp_path / "k")
+    model, x = adapted_net(), torch.randn(2, 3, 9)
+    export(model, tmp_path / "b", x, key=private)
+    with pytest.raises(ValueError, match="is signed, and a device that has its key refuses .* sign it: key="):
+        add_adapter(model, tmp_path / "b", id="more")
+    assert add_adapter(model, tmp_path / "b", id="more", key=private).is_dir()
+
+
+def test_a_rank_above_the_bundle_s_is_told_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adapter 'default' has rank 3, and this base takes at most 2; .*max_rank=3"):
+        export(adapted_net(r=3), tmp_path / "b", torch.randn(2, 3, 9), max_rank=2)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_that_is_not_for_streams_says_so(tmp_path: Path) -> None:
+    export(adapted_net(), tmp_path / "b", torch.randn(2, 3, 9))
+    session = Session(tmp_path / "b", threads=1)
+    for make in (session.stream, session.bind().stream):
+        with pytest.raises(ValueError, match="not for streams; export a causal network with streaming=True"):
+            make()
+
+
+def adapted_net(r: int = 2) -> nn.Module:
+    return audiolora.adapt(nn.Sequential(nn.Conv1d(3, 4, 3)), r=r).eval()
