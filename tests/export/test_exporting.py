@@ -237,21 +237,21 @@ def test_an_adapter_is_added_later(copied_bundle: Path, method: str, keys: tuple
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted([*METHODS, "later"])
 
 
-def test_an_adapter_over_another_base_is_not_added(copied_bundle: Path) -> None:
+def test_an_adapter_over_another_base_is_not_added(copied_bundle: Path, keys: tuple[Path, Path]) -> None:
     model = adapted("first")
     with torch.no_grad():
         model.get_base_model().head.original_module.bias.add_(0.01)
     with pytest.raises(ValueError, match="off torch's outputs: base by"):
-        add_adapter(model, copied_bundle, "first", id="later")
+        add_adapter(model, copied_bundle, "first", id="later", key=keys[0])
     assert not (copied_bundle / "adapters" / "later").exists()
 
 
-def test_an_adapter_that_the_base_has_no_slots_for_is_not_added(copied_bundle: Path) -> None:
-    model = audiolora.adapt(everything(), targets=["head", "plain"], r=2)
+def test_an_adapter_that_the_base_has_no_slots_for_is_not_added(copied_bundle: Path, keys: tuple[Path, Path]) -> None:
+    model, signed = audiolora.adapt(everything(), targets=["head", "plain"], r=2), {"id": "later", "key": keys[0]}
     with pytest.raises(ValueError, match=r"no slots for head.weight.lora_A, head.weight.lora_B"):
-        add_adapter(model, copied_bundle, id="later")
-    with pytest.raises(BundleError, match="rank 65, and this base takes 1 to 64"):
-        add_adapter(audiolora.adapt(everything(), targets=["plain"], r=65), copied_bundle, id="later")
+        add_adapter(model, copied_bundle, **signed)
+    with pytest.raises(ValueError, match="rank 65, and this base takes at most 64; .*max_rank=65"):
+        add_adapter(audiolora.adapt(everything(), targets=["plain"], r=65), copied_bundle, **signed)
     with pytest.raises(ValueError, match="no adapter 'other' in the network; it has default"):
-        add_adapter(model, copied_bundle, "other")
+        add_adapter(model, copied_bundle, "other", **signed)
     assert not (copied_bundle / "adapters" / "later").exists()
