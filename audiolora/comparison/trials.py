@@ -171,11 +171,20 @@ def _errors(trials: Sequence[Trial]) -> np.ndarray:
 
 
 def _interval(errors: np.ndarray, weights: np.ndarray, seed: int) -> Interval:
+    from scipy.stats import bootstrap
+
+    def rate(e: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
+        return e.sum(axis=axis) / w.sum(axis=axis)
+
     mean = errors.mean(0)
-    draw = np.random.default_rng(seed).integers(len(weights), size=(_RESAMPLES, len(weights)))
-    rates = mean[draw].sum(axis=1) / weights[draw].sum(axis=1)
-    low, high = np.quantile(rates, (0.025, 0.975))
-    return Interval(float(mean.sum() / weights.sum()), float(low), float(high))
+    value = float(rate(mean, weights))
+    if len(mean) == 1:  # one unit has no spread to resample
+        return Interval(value, value, value)
+    found = bootstrap(
+        (mean, weights), rate, paired=True, vectorized=True, method="percentile", n_resamples=_RESAMPLES,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Interval(value, float(found.low), float(found.high))
 
 
 def _trial(path: Path) -> Trial:
