@@ -76,7 +76,7 @@ def main(
     from audiolora.comparison.running import Grid, run_ways, trials_of
     from audiolora.comparison.sensor import SensorTask
     from audiolora.comparison.speech import SpeechTask
-    from audiolora.comparison.ways import ways_for
+    from audiolora.comparison.ways import check_ways, ways_for
     from audiolora.report import comparison_run
     from audiolora.run import open_run
 
@@ -86,6 +86,7 @@ def main(
     given: dict[str, Any] = dict(speech) if task == "speech" else {"shift": shift, "span": fleet}
     given |= {key: value for key, value in (("data", data), ("epochs", epochs)) if value is not None}
     made: SpeechTask | SensorTask = compared(**given)
+    check_ways(ways)
     grid = Grid(learning_rates, seeds, parameters or (150_000 if task == "speech" else 4_000))
     asked = {"task": task, "ways": ways, **asdict(grid), "settings": asdict(made)}
     run = open_run(out / (name or f"compare-{task}"), asked, fresh=fresh)

@@ -78,6 +78,16 @@ def groups_of(base: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
+def check_ways(asked: Sequence[str]) -> None:
+    """Nothing if there are such ways.
+
+    Raises:
+        ValueError: those that do not exist.
+    """
+    if unknown := [way for way in asked if way not in WAYS]:
+        raise ValueError(f"ways are {', '.join(WAYS)}; {', '.join(unknown)} is none of them")
+
+
 def ways_for(base: nn.Module, asked: Sequence[str] = ()) -> tuple[str, ...]:
     """The ways that a base can take; one that would be the same as another is left out.
 
@@ -93,8 +103,7 @@ def ways_for(base: nn.Module, asked: Sequence[str] = ()) -> tuple[str, ...]:
         >>> "lora-attention" in ways_for(TCNForecaster(1, 6, channels=4))
         False
     """
-    if unknown := [way for way in asked if way not in WAYS]:
-        raise ValueError(f"ways are {', '.join(WAYS)}; {', '.join(unknown)} is none of them")
+    check_ways(asked)
     there = groups_of(base)
     possible = [name for name, way in WAYS.items() if not way.groups or set(way.groups) & set(there)]
     if len(there) == 1:  # then "both" is this one
