@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+EXIT_LEFT_OUT = 3  # bad inputs were left out, as asked
+
 
 def write_result(text: str, out: Path | None) -> None:
     """To the file, whole or not at all; to stdout without one, or where the file cannot be written."""
@@ -23,3 +25,17 @@ def write_result(text: str, out: Path | None) -> None:
 def say(line: str) -> None:
     """A remark to whoever sits at the terminal."""
     print(line, file=sys.stderr, flush=True)
+
+
+def prepare_transformers() -> None:
+    """Before anything imports it: nothing broken beside it, and none of its own bars and warnings among our lines."""
+    import warnings
+
+    from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
+
+    require_working_torchaudio_or_none()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # PEFT reads an attribute that transformers has renamed; no user can do anything about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

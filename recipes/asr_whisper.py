@@ -81,7 +81,8 @@ def main(
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_by_text
-    from audiolora.speech.training import this_process, train_whisper
+    from audiolora.speech.trainer import this_process
+    from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
 
     # The run's folder: a finished one is shown again, an interrupted one continues.

@@ -145,13 +145,15 @@ def prepared(base: nn.Module, way: str, *, head: Sequence[str], parameters: int,
         net.requires_grad_(way == "gmp")
         for parameter in audiolora.geometric.lengths(net).values():
             parameter.requires_grad_(True)
-    elif way in ("head", "bias"):
-        named = dict(net.named_parameters())
-        wanted = [n for n in named if (n.rpartition(".")[2] == "bias" if way == "bias" else n.startswith(tuple(head)))]
-        if not wanted:
+    elif way == "head":  # by module: an output layer may be tied to an embedding, and then has another name
+        for name in head:
+            net.get_submodule(name).requires_grad_(True)
+    elif way == "bias":
+        biases = [p for name, p in net.named_parameters() if name.rpartition(".")[2] == "bias"]
+        if not biases:
             raise ValueError(f"{type(net).__name__} has no parameters for {way!r}; leave it out")
-        for name in wanted:
-            named[name].requires_grad_(True)
+        for parameter in biases:
+            parameter.requires_grad_(True)
     return Prepared(net, ranks)
 
 

@@ -1,24 +1,21 @@
 """Training a Whisper adapter with transformers' Seq2SeqTrainer: short contexts, whole checkpoints, exact resume."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from audiolora.adalora_callback import rank_allocation
-from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
-from audiolora.files import write_text
+from audiolora.checkpoints import NamesAFullDisk, epochs_to_train, last_whole_checkpoint
 from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_torchaudio
+from audiolora.speech.trainer import this_process, trainer_arguments, trainer_callbacks
 
 
 class WhisperTrainer(NamesAFullDisk, Seq2SeqTrainer):
@@ -47,23 +44,6 @@ class WhisperTrainer(NamesAFullDisk, Seq2SeqTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
-
-
-class _Metrics(TrainerCallback):
-    """Keeps ``metrics.jsonl`` equal to the trainer's own history, which a resume takes back to its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-
-
-def this_process() -> PartialState:
-    """Where this process stands among those that ``accelerate launch`` or ``torchrun`` started, on CPUs too."""
-    asked = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
-    return PartialState(cpu=asked or not torch.accelerator.is_available())
 
 
 def train_whisper(
@@ -99,18 +79,17 @@ def train_whisper(
     policy = ContextPolicy(settings.context)
     with this_process().main_process_first():
         checkpoint = last_whole_checkpoint(folder)
+    epochs = epochs_to_train(settings.epochs, checkpoint)
     trainer = WhisperTrainer(
         model=model,
-        args=_arguments(settings, epochs_to_train(settings.epochs, checkpoint), folder),
+        args=trainer_arguments(Seq2SeqTrainingArguments, settings, epochs, folder),
         train_dataset=train,
         eval_dataset=dev,
         data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
         eval_collator=WhisperCollator(processor, policy, start, training=False),
         callbacks=[
             *rank_allocation(model),
-            WholeCheckpoints(),
-            _Metrics(folder / "metrics.jsonl"),
-            *_stopping(settings),
+            *trainer_callbacks(settings, folder),
             *callbacks,
         ],
     )
@@ -134,40 +113,3 @@ def _masking(config: Any, on: bool) -> Iterator[None]:
         yield
     finally:
         config.update(before)
-
-
-def _stopping(settings: TrainingSettings) -> list[TrainerCallback]:
-    return [EarlyStoppingCallback(settings.patience)] if settings.patience else []
-
-
-def _arguments(settings: TrainingSettings, epochs: int, folder: Path) -> Seq2SeqTrainingArguments:
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Seq2SeqTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup,  # a number below 1 is a share of all steps
-        weight_decay=0.0,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        use_cpu=this_process().device.type == "cpu",
-        ddp_find_unused_parameters=False,
-        bf16=bf16,
-        fp16=torch.cuda.is_available() and not bf16,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=None,  # WholeCheckpoints deletes
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has been patient
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=5,
-        dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
-        remove_unused_columns=False,
-        report_to="none",
-    )
