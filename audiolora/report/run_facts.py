@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolora.report.adapter_table import CONFIG_FILE, read_adapter
-from audiolora.speech.adapter import INFO_FILE, read_info
+from audiolora.speech.adapter import INFO_FILE, AdapterInfo, read_info
+from audiolora.speech.ctc.adapter import CtcInfo, is_ctc_adapter, read_ctc_info
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,20 +47,32 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def print_adapter(folder: Path, console: Console) -> None:
-    """An adapter's base, language and context, as far as its files know them, and its modules."""
+    """An adapter's base, language and context or alphabet, as far as its files know them, and its modules."""
     adapter = read_adapter(folder)
     if (folder / INFO_FILE).is_file():
-        info = read_info(folder)
-        facts = [
-            ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
-            ("audio context", info.context),
-            ("language", info.language or "English-only model"),
-        ]
+        facts = _ctc_facts(read_ctc_info(folder)) if is_ctc_adapter(folder) else _whisper_facts(read_info(folder))
     else:
         base = adapter.config.get("base_model_name_or_path") or "not named"
         facts = [("base model", str(base)), ("audio context", f"not known: no {INFO_FILE}, so not trained by a recipe")]
     _print_facts(console, f"adapter {folder}", facts)
     console.print(adapter.table())
+
+
+def _whisper_facts(info: AdapterInfo) -> Facts:
+    return [
+        ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
+        ("audio context", info.context),
+        ("language", info.language or "English-only model"),
+    ]
+
+
+def _ctc_facts(info: CtcInfo) -> Facts:
+    return [
+        ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
+        ("output layer", "the adapter's own, for a new alphabet" if info.new_head else "the base's"),
+        ("vocabulary", f"{len(info.vocabulary)} tokens: {' '.join(info.vocabulary[:60])}"),
+        ("language", info.language or "not said"),
+    ]
 
 
 def _progress(run: Run, checkpoints: list[Path]) -> Facts:
