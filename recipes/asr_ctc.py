@@ -137,8 +137,7 @@ def main(
     if not process.is_main_process:
         return None
 
-    # The same held-out clips again; then what the run leaves.
-    start = time.monotonic()
+    start = time.monotonic()  # the same held-out clips again; then what the run leaves
     after = transcribe_ctc(adapted, ctc.processor, heard.audios())
     seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
     outcome = speech_run.Outcome(run, ctc, info, heard, spell, before, after, history, seconds)
