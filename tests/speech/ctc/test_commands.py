@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCTC, AutoProcessor
 
 import audiolora
-from audiolora.cli import run_app
 from audiolora.cli import app as cli
+from audiolora.cli import run_app
 from audiolora.speech.audio import read_audio
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
