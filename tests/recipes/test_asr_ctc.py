@@ -115,6 +115,7 @@ def test_a_second_call_shows_the_run(finished: Path, call: Callable[..., Path], 
         call(finished.parent, replace(TRAINING, spec_augment=True, mask_time_prob=0.1))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_to_the_same(
     finished: Path, call: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_an_interrupted_run_continues_to_the_same(
     assert summary(again)["after"] == summary(finished)["after"]
 
 
+@pytest.mark.slow
 def test_a_new_alphabet_and_a_frozen_feature_encoder(call: Callable[..., Path], tmp_path: Path) -> None:
     run = call(
         tmp_path, replace(TRAINING, epochs=1), vocabulary="new", freeze="features", language="en", channel="clean"
@@ -151,6 +153,7 @@ def test_a_new_alphabet_and_a_frozen_feature_encoder(call: Callable[..., Path], 
     assert "language: en" in (run / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_faults_are_told_before_any_training(call: Callable[..., Path], root: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (root / "clips" / "clips.jsonl").read_text().splitlines()]
     for row in rows:

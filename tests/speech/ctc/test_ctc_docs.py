@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "speech" / "ctc.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = tiny_ctc(tmp_path / "made")
@@ -28,7 +29,7 @@ def test_its_options_are_the_recipe_s() -> None:
     text, recipe = PAGE.read_text("utf-8"), (ROOT / "recipes" / "asr_ctc.py").read_text("utf-8")
     settings = (ROOT / "audiolora" / "speech" / "settings.py").read_text("utf-8")
     compared = (ROOT / "recipes" / "compare_methods.py").read_text("utf-8")
-    for option in re.findall(r"--([a-z-]+)", text):
+    for option in re.findall(r"[ `]--([a-z][a-z-]+)", text):
         name = option.replace("-", "_")
         assert any(f"{name}: " in source for source in (recipe, settings, compared)), option
     assert re.search(r"^demo-ctc:", (ROOT / "Makefile").read_text("utf-8"), re.M)
