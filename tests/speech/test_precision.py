@@ -51,7 +51,7 @@ def trained(monkeypatch) -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_gradient_checkpointing_changes_nothing(plain, tmp_path, trained, method):
-    """The same losses and weights, adapters in convolutions and attention; layers are computed again in the backward."""
+    """The same losses and weights, though each layer is computed again in the backward."""
     reference = plain
     if method != "lora":
         reference = replace(plain, folder=tmp_path / "reference", method=method, dropout=0.0)
