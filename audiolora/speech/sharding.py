@@ -42,6 +42,7 @@ def whole_afterwards(model: torch.nn.Module, trainer: Any) -> Iterator[None]:
         )
     if not isinstance(model, PeftModel):
         raise ValueError("only adapters are trained over a sharded model; adapt it first, or leave --use_fsdp out")
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # of the kind that accelerate launch chose
     plugin.set_state_dict_type("FULL_STATE_DICT")  # checkpoints hold the adapter whole: it is small
     whole = copy.deepcopy(model).to("cpu")
     yield
