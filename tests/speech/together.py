@@ -15,7 +15,9 @@ from audiolora.speech import trainer
 from tests.speech.tiny_training import Job, train
 
 
-def run_together(processes: int, job: Job, target: Callable[..., None]) -> list[int]:
+def run_together(
+    processes: int, job: Job, target: Callable[..., None], *, meanwhile: Callable[[list], None] | None = None
+) -> list[int]:
     """The job in as many processes, forked from one that has imported all; returns their exit codes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.speech.together"])
@@ -25,6 +27,8 @@ def run_together(processes: int, job: Job, target: Callable[..., None]) -> list[
     started = [context.Process(target=target, args=(index, processes, port, job)) for index in range(processes)]
     for process in started:
         process.start()
+    if meanwhile is not None:
+        meanwhile(started)
     for process in started:
         process.join()
     return [process.exitcode for process in started]
