@@ -15,6 +15,7 @@ from audiolora.speech.clips import IGNORED, Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.global_batch import GlobalBatchLoss
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.sharding import whole_afterwards
 from audiolora.speech.torchaudio_extra import require_torchaudio
 from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
@@ -94,7 +95,7 @@ def train_whisper(
             *callbacks,
         ],
     )
-    with _masking(config, settings.spec_augment):
+    with _masking(config, settings.spec_augment), whole_afterwards(model, trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(

@@ -20,6 +20,7 @@ from audiolora.speech.ctc.heads import head_of
 from audiolora.speech.ctc.settings import CtcTrainingSettings, Freeze
 from audiolora.speech.ctc.targets import check_targets
 from audiolora.speech.global_batch import GlobalBatchLoss
+from audiolora.speech.sharding import whole_afterwards
 from audiolora.speech.torchaudio_extra import require_torchaudio
 from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
@@ -123,7 +124,12 @@ def train_ctc(
         eval_collator=CtcCollator(frames, processor, language, training=False),
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
-    with _config(network, masks), _input_without_gradient(network), _nameless(model):
+    with (
+        _config(network, masks),
+        _input_without_gradient(network),
+        _nameless(model),
+        whole_afterwards(model, trainer),
+    ):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(
