@@ -125,10 +125,10 @@ def train_ctc(
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
     with (
+        whole_afterwards(model, trainer),  # first: its copy has the user's config
         _config(network, masks),
         _input_without_gradient(network),
         _nameless(model),
-        whole_afterwards(model, trainer),
     ):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
