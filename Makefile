@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-programs test-browser test-executorch browser demo demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-programs test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -149,6 +149,13 @@ demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, re
 # Networks this small gain nothing from a second thread, and on a busy machine lose much by it.
 demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
+
+# The base is trained from scratch once, about eight CPU-minutes, and kept in the cache.
+demo-ctc: setup  ## adapt a small wav2vec2 to SSB radio: from scratch on spoken digits, adapters compared, report
+	$(BIN)/python recipes/asr_ctc.py --model scratch:spoken-digits --data spoken-digits --channel ssb+500Hz \
+		--name demo-ctc --batch-size 8 --epochs 8
+	$(BIN)/python recipes/compare_methods.py --task ctc --ways frozen lora-attention lora-attention-ffn lora \
+		--learning-rates 3e-3 --seeds 3 --jobs 2 --name demo-ctc-ways
 
 demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
 	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \

@@ -38,7 +38,7 @@ def adapted(request, tmp_path_factory):
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
-                parameter.normal_(std=0.004)
+                parameter.normal_(std=0.02)
     run = open_run(tmp_path_factory.mktemp("runs") / "calls", {"model": name})
     save_adapter(model, run.adapter, info, "# calls\n")
     spoken = load_prompts(language or "en")
