@@ -67,6 +67,8 @@ def row_sets(data: str | Path) -> list[RowSet]:
         DataError: nothing there, a layout that is not known, or one of several that it may be.
     """
     sets = _sets(str(data))
+    if not sets:
+        raise DataError(f"{data}: holds nothing of that layout; looked for {_looked_for()}")
     # Parts are apart from each other: of data that are all one part, nothing is known about the others.
     return [replace(rows, part=None) for rows in sets] if len({rows.part for rows in sets}) == 1 else sets
 
@@ -84,7 +86,7 @@ def _sets(data: str) -> list[RowSet]:
         return _said(said[1], said[2])
     if "{" in path.name:
         return tars.tars(map(Path, tars.expand_braces(str(path))))
-    if "," in data:
+    if "," in data or _PART_SAID.fullmatch(data):
         return [rows for one in data.split(",") for rows in _one_of_several(one, data)]
     if ":" in path.name:
         return _split(data)

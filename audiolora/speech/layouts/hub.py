@@ -89,14 +89,11 @@ def hub(written: str) -> list[RowSet]:
         return _streamed(data, config, split)
     except DataError:
         raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # what `datasets` and the hub raise
-        raise DataError(f"{data}: datasets cannot load it ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        # Sets of audio files that are no Parquet yet are encoded with torchcodec, which we do not need.
+        remedy = f"; stream it, which needs none: hf:{written}?hours=1000" if isinstance(cause, ImportError) else ""
+        raise DataError(f"{data}: datasets cannot load it ({type(cause).__name__}: {cause}){remedy}") from error
 
 
 def _config_and_split(data: HubData) -> tuple[str | None, str | None]:
@@ -144,7 +141,7 @@ def _take(stream: Any, data: HubData, path: Path) -> None:
     if not sounds:
         raise DataError(f"{data}: no column of sound in the stream; found {', '.join(stream.features or {})}")
     for name in sounds:
-        stream = stream.cast_column(name, datasets.Audio(decode=False))
+        stream = stream.cast_column(name, _as_stored())
     writer = None
     try:
         for rows in _batches(_up_to(stream, data, sounds[0]), _WRITTEN):
@@ -158,6 +155,17 @@ def _take(stream: Any, data: HubData, path: Path) -> None:
             writer.close()
     if writer is None:
         raise DataError(f"{data}: the stream holds no rows")
+
+
+def _as_stored() -> Any:
+    """A feature that hands out a clip's bytes or path; `datasets.Audio(decode=False)` would still want torchcodec."""
+    import datasets
+
+    class Stored(datasets.Audio):
+        def encode_example(self, value: Any) -> dict[str, Any]:
+            return value if isinstance(value, dict) else {"bytes": None, "path": str(value)}
+
+    return Stored(decode=False)
 
 
 def _up_to(stream: Any, data: HubData, sound: str) -> Iterator[dict[str, Any]]:

@@ -126,7 +126,7 @@ def _handed_on(command: str) -> str:
             return file
         case ["sox", file, "-t", "wav", "-" | "/dev/stdout"]:
             return file
-        case ["flac", *options, file] if {"-c", "-d"} <= set(options) <= {"-c", "-d", "-s"}:
+        case ["flac", *options, file] if set("-cd") <= set("".join(options)) <= set("-cds"):
             return file
     raise ValueError(
         f"{command!r} is a command, and none is run; run it once into a WAV file and list that file (read as the file "

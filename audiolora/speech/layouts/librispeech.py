@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from audiolora.speech.layouts.parts import part_of_split
-from audiolora.speech.rows import AUDIO_SUFFIXES, Row, RowSet, read_text
+from audiolora.speech.rows import AUDIO_SUFFIXES, DataError, Row, RowSet, read_text
 
 _SUFFIX = ".trans.txt"
 _DEPTH = 4  # LibriSpeech/PART/SPEAKER/CHAPTER
@@ -24,9 +24,14 @@ def is_librispeech(folder: Path) -> bool:
 def librispeech(folder: Path) -> list[RowSet]:
     """The rows of a folder, a set a part.
 
+    Raises:
+        DataError: no transcripts there.
+
     >>> [rows.part for rows in librispeech(Path("LibriSpeech"))]  # doctest: +SKIP
     ['dev', 'test', 'train']
     """
+    if not is_librispeech(folder):
+        raise DataError(f"{folder}: no *{_SUFFIX} in it, or up to {_DEPTH} folders below it")
     by_part: dict[str | None, list[Row | str]] = {}
     for place, below, files in os.walk(folder):
         below.sort()

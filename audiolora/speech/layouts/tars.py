@@ -63,7 +63,8 @@ def expand_braces(pattern: str) -> list[str]:
         inner = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         inner = found[1].split(",")
-    return [name for one in inner for name in expand_braces(pattern[: found.start()] + one + pattern[found.end() :])]
+    names = (expand_braces(pattern[: found.start()] + one + pattern[found.end() :]) for one in inner)
+    return list(dict.fromkeys(name for several in names for name in several))  # inner braces stand in each alternative
 
 
 def tars(paths: Iterable[Path]) -> list[RowSet]:
