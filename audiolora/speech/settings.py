@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from audiolora.speech.augmentation import Augmentation, parse_augmentation
 from audiolora.speech.context import ContextMode, ContextPolicy
+
+Sampling = Literal["random", "length"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,17 @@ class TrainingSettings:
         patience: epochs without a lower development loss before training stops; 0 never stops early.
         context: how much audio the encoder sees: auto, each batch's longest clip; full, 30 s; mix, one or the other.
         spec_augment: mask stretches of time and of mel bands in training (SpecAugment, arXiv 1904.08779).
-        speed: play each training clip at 1 - speed, 1 or 1 + speed times its speed, drawn anew each time (Ko et al.,
-            Interspeech 2015); 0 leaves clips alone, 0.1 is usual. Needs the extra audiolora[torchaudio].
+        augment: random effects on the training clips, left to right, drawn anew in each epoch: speed0.1, rir0.15-0.5s,
+            noise5-20dB, gain-6-6dB, bandpass300-3400Hz, lowpass2000-7000Hz, gsm, mulaw, alaw, opus8-32kbps,
+            mp3:16-64kbps; joined by commas. noise5-20dB@0.3: in that share of the clips (without it 0.5; speed and
+            gain 1); gsm|opus|mp3@0.5: one of them; a name alone takes the range above.
+        noise_folder: recordings that noise is taken from; white noise without it.
+        rir_folder: measured impulse responses for rir; without it rooms are simulated, which needs the extra
+            audiolora[augment].
+        sampling: random, clips in random order; length, batches of clips of like length: less padding, and often more
+            errors, for the shortest clips are then learnt from in batches of their own.
         workers: processes that read audio; 0 reads in the main one.
-        seed: of the data order and of dropout.
+        seed: of the data order, of augmentation and of dropout.
 
     Raises:
         ValueError: a number outside its range.
@@ -36,7 +47,10 @@ class TrainingSettings:
     patience: int = 0
     context: ContextMode = "auto"
     spec_augment: bool = False
-    speed: float = 0.0
+    augment: str = ""
+    noise_folder: str | None = None
+    rir_folder: str | None = None
+    sampling: Sampling = "random"
     workers: int = 0
     seed: int = 0
 
@@ -52,6 +66,12 @@ class TrainingSettings:
             raise ValueError(f"patience and workers must not be negative, got {self.patience} and {self.workers}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
-        if not 0 <= self.speed < 1:
-            raise ValueError(f"speed is a share in [0, 1), got {self.speed}; try 0.1")
+        if self.sampling not in get_args(Sampling):
+            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {self.sampling!r}")
+        _ = self.augmentation  # it knows the effects
         ContextPolicy(self.context)  # it knows the modes
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What `augment` and the folders name."""
+        return parse_augmentation(self.augment, noise_folder=self.noise_folder, rir_folder=self.rir_folder)

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from audiolora.checkpoints import WholeCheckpoints
 from audiolora.files import write_text
+from audiolora.speech.sampling import EpochsOfClips
 from audiolora.speech.settings import TrainingSettings
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -37,7 +38,7 @@ def this_process() -> PartialState:
 def trainer_callbacks(settings: TrainingSettings, folder: Path) -> list[TrainerCallback]:
     """Whole checkpoints, ``metrics.jsonl`` in the folder, and early stopping where it is set."""
     stopping = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
-    return [WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *stopping]
+    return [WholeCheckpoints(), EpochsOfClips(), _Metrics(folder / "metrics.jsonl"), *stopping]
 
 
 def trainer_arguments(
