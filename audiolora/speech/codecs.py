@@ -11,6 +11,7 @@ from audiolora.speech.audio import SAMPLE_RATE_HZ
 TELEPHONE_HZ = 8000
 _OPUS_KBPS = (6.0, 256.0)  # libsndfile's compression levels 1 and 0, mono
 _MP3_KBPS = (8.0, 160.0)  # the same, at 16 kHz
+_MP3_DELAY = 576 + 529  # samples, of LAME's encoder and of any decoder
 
 
 def telephone_codec(audio: np.ndarray, subtype: str) -> np.ndarray:
@@ -53,7 +54,8 @@ def mp3_codec(audio: np.ndarray, kbps: float) -> np.ndarray:
     """
     level = _compression_level(kbps, _MP3_KBPS)
     how = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": level}
-    return _through(audio, SAMPLE_RATE_HZ, **how)
+    # Frames under 40 kbit/s have no room for LAME's tag, without which a decoder leaves the delay in.
+    return _through(audio, SAMPLE_RATE_HZ, delay=_MP3_DELAY, **how)
 
 
 def _compression_level(kbps: float, range_kbps: tuple[float, float]) -> float:
@@ -61,12 +63,15 @@ def _compression_level(kbps: float, range_kbps: tuple[float, float]) -> float:
     return (high - kbps) / (high - low)
 
 
-def _through(audio: np.ndarray, rate_hz: int, *, peak: float = 1.0, **how: object) -> np.ndarray:
+def _through(audio: np.ndarray, rate_hz: int, *, peak: float = 1.0, delay: int = 0, **how: object) -> np.ndarray:
+    """`delay`: samples too many at the start where more come out than went in."""
     import soundfile
 
     coded = io.BytesIO()
     soundfile.write(coded, np.clip(audio, -peak, peak), rate_hz, **how)
     coded.seek(0)
     decoded, _ = soundfile.read(coded, dtype="float32")
+    if delay and len(decoded) > len(audio):
+        decoded = decoded[delay:]
     # Some codecs give whole blocks back, and a clip shorter than one may lose its end.
     return np.pad(decoded, (0, max(0, len(audio) - len(decoded))))[: len(audio)]

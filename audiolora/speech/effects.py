@@ -90,7 +90,7 @@ SAMPLES: dict[str, Apply] = {
     "opus": lambda audio, low, high, draw, own: opus_codec(audio, draw.uniform(low, high)),
     "mp3": lambda audio, low, high, draw, own: mp3_codec(audio, draw.uniform(low, high)),
 }
-"""Name of `augmentation.EFFECTS` -> what it does: (audio, low, high, draw, recordings) to samples (n,) at 16 kHz;
+"""Name of `augment_spec.EFFECTS` -> what it does: (audio, low, high, draw, recordings) to samples (n,) at 16 kHz;
 `speed` alone changes n."""
 
 

@@ -36,7 +36,7 @@ class TrainingSettings:
         seed: of the data order, of augmentation and of dropout.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, or an augmentation that is unknown or cannot be had here.
     """
 
     epochs: int = 5
@@ -68,7 +68,7 @@ class TrainingSettings:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {self.sampling!r}")
-        _ = self.augmentation  # it knows the effects
+        self.augmentation.check()
         ContextPolicy(self.context)  # it knows the modes
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import random
@@ -242,14 +241,6 @@ def test_masks_change_the_training_and_not_the_model(mixed, tmp_path, monkeypatc
     assert fit(masked, clips[3:], clips[:3])[-1]["train_loss"] != plain[-1]["train_loss"]
     config = trained[0].model.get_base_model().config
     assert (config.apply_spec_augment, config.mask_feature_prob) == (False, 0.0)
-
-
-def test_speed_without_torchaudio_is_told_before_training(mixed, tmp_path):
-    if importlib.util.find_spec("torchaudio") is not None:
-        pytest.skip("torchaudio is installed here")
-    job = replace(mixed, folder=tmp_path / "run", settings=TrainingSettings(speed=0.1), dropout=0.0)
-    with pytest.raises(ValueError, match=r"speed perturbation needs torchaudio.*audiolora\[torchaudio\]"):
-        train(job)
 
 
 def test_every_moment_is_tried():
