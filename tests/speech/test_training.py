@@ -26,13 +26,15 @@ train_ = WhisperTrainer.train
 Spawn = Callable[[Job], int]
 
 STEPS = 3  # an epoch: of 10 clips 7 are trained on, 3 a step
-MIXED = TrainingSettings(epochs=2, batch_size=3, context="mix", learning_rate=3e-2, spec_augment=True)
+MIXED = TrainingSettings(
+    epochs=2, batch_size=3, context="mix", learning_rate=3e-2, spec_augment=True, augment="noise5-20dB,gain,mulaw@0.3"
+)
 STOPPING = TrainingSettings(epochs=8, batch_size=3, learning_rate=0.1, patience=2)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Job:
-    """Dropout, masks and a mix of contexts: what draws at random while training."""
+    """Dropout, masks, effects on the clips and a mix of contexts: what draws at random while training."""
     root = tmp_path_factory.mktemp("training")
     tiny_whisper(root / "whisper")
     return Job(root / "whisper", write_clips(root / "clips", 10), root / "mixed", MIXED, dropout=0.1)
