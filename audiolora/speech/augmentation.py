@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audiolora.speech.augment_spec import Step, parse_step
 
@@ -90,15 +91,12 @@ class Augmentation:
             )
 
     def prepare(self) -> None:
-        """Do now what is done once: list the folders, and simulate the rooms, in seconds, with a progress bar.
-
-        Worker processes that are forked later share the rooms.
+        """Do now what is done once: list the folders, and simulate the rooms, in seconds, with a progress bar. Worker
+        processes that are started later have both.
 
         Raises:
             ValueError: see `check`; a folder without audio.
         """
-        from audiolora.speech.rooms import simulate_rooms
-
         self.check()
         for effect in (effect for step in self.steps for effect in step.effects):
             if effect.name == "noise" and self.noise_folder is not None:
@@ -106,7 +104,7 @@ class Augmentation:
             if effect.name == "rir" and self.rir_folder is not None:
                 _ = self.recordings.responses
             elif effect.name == "rir":
-                simulate_rooms(effect.low, effect.high)
+                self.recordings.rooms(effect.low, effect.high)
 
     @property
     def fastest(self) -> float:
@@ -160,6 +158,22 @@ def parse_augmentation(
     """
     steps = tuple(parse_step(part.strip()) for part in spec.split(",")) if spec.strip() else ()
     return Augmentation(steps, *(None if folder is None else Path(folder) for folder in (noise_folder, rir_folder)))
+
+
+def augmentation_facts(settings: Mapping[str, Any]) -> list[str]:
+    """A line for people on everything random that training clips were put through, as reports and cards list it.
+
+    Args:
+        settings: of a run: the fields of `TrainingSettings`; an older run's may lack some.
+
+    >>> augmentation_facts({"augment": "gain3dB", "spec_augment": True})[0]
+    'louder by 3 dB: 100 % of the clips'
+    """
+    folders = {name: settings.get(name) for name in ("noise_folder", "rir_folder")}
+    facts = parse_augmentation(settings.get("augment") or "", **folders).describe()
+    if settings.get("spec_augment"):
+        facts.append("SpecAugment: stretches of time and of mel bands masked")
+    return facts
 
 
 def keyed_generator(key: str) -> np.random.Generator:

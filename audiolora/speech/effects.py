@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError
 from audiolora.speech.channels import add_at_snr, bandpass, change_rate, lowpass
 from audiolora.speech.codecs import mp3_codec, opus_codec, telephone_codec
-from audiolora.speech.rooms import ROOMS, measured_response, reverberate, simulated_response
+from audiolora.speech.rooms import ROOMS, measured_response, reverberate, simulate_rooms
 
 _SILENCE = 1e-5  # RMS, -100 dB: a pause between recordings
 _TRIES = 20
@@ -20,7 +20,7 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class Recordings:
-    """Own recordings that effects take their sound from; the folders are listed when first asked for.
+    """What effects take their sound from; folders are listed, and rooms simulated, when first asked for.
 
     Args:
         noise_folder, rir_folder: see `augmentation.parse_augmentation`.
@@ -28,6 +28,7 @@ class Recordings:
 
     noise_folder: Path | None = None
     rir_folder: Path | None = None
+    _rooms: dict[tuple[float, float], list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def noises(self) -> list[Path]:
@@ -38,6 +39,12 @@ class Recordings:
     def responses(self) -> list[Path]:
         """Files of impulse responses, sorted."""
         return _audio_below(self.rir_folder)
+
+    def rooms(self, low_s: float, high_s: float) -> list[np.ndarray]:
+        """Simulated rooms; kept, and so sent along to worker processes."""
+        if (low_s, high_s) not in self._rooms:
+            self._rooms[low_s, high_s] = simulate_rooms(low_s, high_s)
+        return self._rooms[low_s, high_s]
 
 
 Apply = Callable[[np.ndarray, float, float, np.random.Generator, Recordings], np.ndarray]
@@ -71,7 +78,7 @@ def put_into_room(
 ) -> np.ndarray:
     """A room from the folder, or one of the simulated ones."""
     if recordings.rir_folder is None:
-        response = simulated_response(int(draw.integers(ROOMS)), low_s, high_s)
+        response = recordings.rooms(low_s, high_s)[int(draw.integers(ROOMS))]
     else:
         response = measured_response(recordings.responses[int(draw.integers(len(recordings.responses)))])
     return reverberate(audio, response)

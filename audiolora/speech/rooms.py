@@ -17,7 +17,6 @@ _FROM_WALLS_M = 0.4
 _DISTANCE_M = (0.5, 3.0)
 
 
-@cache
 def simulated_response(index: int, low_s: float, high_s: float) -> np.ndarray:
     """The impulse response of a shoebox room, by the image source method (Allen and Berkley, 1979).
 
@@ -57,13 +56,13 @@ def simulated_response(index: int, low_s: float, high_s: float) -> np.ndarray:
     return _without_tail(np.asarray(room.rir[0][0], dtype=np.float32))
 
 
-def simulate_rooms(low_s: float, high_s: float) -> None:
-    """Simulate all `ROOMS` of a range now, with a progress bar."""
+def simulate_rooms(low_s: float, high_s: float) -> list[np.ndarray]:
+    """All `ROOMS` of a range: seconds, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
-    for index in track(range(ROOMS), "simulating rooms", console=Console(stderr=True), transient=True):
-        simulated_response(index, low_s, high_s)
+    indices = track(range(ROOMS), "simulating rooms", console=Console(stderr=True), transient=True)
+    return [simulated_response(index, low_s, high_s) for index in indices]
 
 
 @cache

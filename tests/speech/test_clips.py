@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -84,6 +85,14 @@ def test_short_sets_are_read_once_and_long_ones_are_not_kept(utterances, monkeyp
     passing = Clips(utterances, NOISE)
     passing[0], passing[0]
     assert len(read) == 3
+
+
+def test_a_worker_process_is_not_sent_the_samples(utterances):
+    clips = Clips(utterances, NOISE)
+    audio, size = clips[0]["audio"], len(pickle.dumps(Clips(utterances, NOISE)))
+    sent = pickle.dumps(clips)
+    assert len(sent) == size
+    np.testing.assert_array_equal(pickle.loads(sent)[0]["audio"], audio)
 
 
 def test_no_clips_and_clips_that_went_away(utterances, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -98,6 +100,21 @@ def test_measured_rooms_are_drawn_from_the_folder(tmp_path):
         echoes = scipy.signal.correlate(augmentation.apply(CLIP, str(clip)), CLIP, method="fft")[len(CLIP) - 1 :]
         delays.append(int(echoes[100:].argmax()) + 100)
     assert set(delays) == {400, 900}
+
+
+def test_simulated_rooms_are_drawn_and_sent_along(monkeypatch):
+    """Two rooms instead of fifty, which is what takes seconds."""
+    pytest.importorskip("pyroomacoustics", reason='needs pyroomacoustics: make test-augment, or "audiolora[augment]"')
+    monkeypatch.setattr("audiolora.speech.rooms.ROOMS", 2)
+    monkeypatch.setattr("audiolora.speech.effects.ROOMS", 2)
+    augmentation = parse_augmentation("rir0.15-0.25s@1")
+    augmentation.prepare()
+    sent = pickle.loads(pickle.dumps(augmentation))
+    monkeypatch.setattr("audiolora.speech.effects.simulate_rooms", lambda *args: pytest.fail("simulated again"))
+    heard = [augmentation.apply(CLIP, str(clip)) for clip in range(12)]
+    assert len({audio.tobytes() for audio in heard}) == 2
+    assert all(np.std(audio) == pytest.approx(np.std(CLIP), rel=1e-3) for audio in heard)
+    np.testing.assert_array_equal(sent.apply(CLIP, "0"), heard[0])
 
 
 def test_limits_of_the_band():
