@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,36 @@ Row = tuple[str, Mapping[Any, Any]]
 """Where a row was read, and its columns; a missing field of a table is None, surplus ones stand under the key None."""
 
 
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of one file or folder.
+
+    Args:
+        called: what errors call it.
+        rows: its rows, and problems its reader met.
+        root: what relative audio paths are relative to.
+        columns: the audio and the text column, where the layout fixes them; else the caller names them.
+        part: train, dev or test, where the data says so.
+    """
+
+    called: str
+    rows: Iterable[Row | str]
+    root: Path
+    columns: tuple[str, str] | None = None
+    part: str | None = None
+
+
 class DataError(ValueError):
-    """Speech data that cannot be used; the message lists every problem by file and row."""
+    """Speech data that cannot be used; the message lists problems by file and row.
+
+    Args:
+        message: for people; of many problems it spells out the first.
+        problems: every one of them.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def manifest_rows(path: Path) -> Iterable[Row | str]:
