@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,12 +44,13 @@ class Augmentation:
         """The spec in full: every range and probability, as runs write it down."""
         return ",".join(map(str, self.steps))
 
-    def apply(self, audio: np.ndarray, key: str) -> np.ndarray:
+    def apply(self, audio: np.ndarray, key: str, *, fits: Callable[[int], bool] | None = None) -> np.ndarray:
         """Draw the effects and put a clip through them.
 
         Args:
             audio: samples (n,), float32, 16 kHz, n >= 1.
             key: what every draw depends on, beside the augmentation: seed, epoch and clip.
+            fits: whether the clip may have so many samples; an effect that would give it others is left out.
 
         Returns: samples, float32, 16 kHz; (n,) unless its speed changes.
 
@@ -68,7 +69,9 @@ class Augmentation:
             draw = keyed_generator(f"{key}\0{place}")
             if draw.random() < step.probability:
                 effect = step.effects[int(draw.integers(len(step.effects)))]
-                audio = SAMPLES[effect.name](audio, effect.low, effect.high, draw, self.recordings).astype(np.float32)
+                heard = SAMPLES[effect.name](audio, effect.low, effect.high, draw, self.recordings).astype(np.float32)
+                if fits is None or len(heard) == len(audio) or fits(len(heard)):
+                    audio = heard
         return audio
 
     def check(self) -> None:
@@ -105,18 +108,6 @@ class Augmentation:
                 _ = self.recordings.responses
             elif effect.name == "rir":
                 self.recordings.rooms(effect.low, effect.high)
-
-    @property
-    def fastest(self) -> float:
-        """The largest factor by which a clip may become shorter; 1 where its length never changes.
-
-        >>> parse_augmentation("speed0.1,gsm").fastest
-        1.1
-        """
-        fastest = 1.0
-        for step in self.steps:
-            fastest *= max([1.0, *(1 + effect.low for effect in step.effects if effect.name == "speed")])
-        return fastest
 
     def describe(self) -> list[str]:
         """A line for people on each step, and on each folder.

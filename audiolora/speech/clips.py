@@ -1,7 +1,8 @@
 """Clips as a model hears them: read, sent through the channel, augmented, and turned into batches of log-mel frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from audiolora.speech.utterance import Utterance
 
 IGNORED = -100
 """The label that transformers leaves out of the loss."""
+
+Fits = Callable[[str, int], bool]
 
 KEPT_S = 3600.0
 """Sets of up to an hour stay in memory: 230 MB at 16 kHz."""
@@ -66,9 +69,9 @@ class Clips(Dataset[dict[str, Any]]):
             self._kept[index] = audio
         return audio
 
-    def augmented(self, augmentation: Augmentation, *, seed: int) -> "TrainingClips":
-        """The same clips as training hears them: anew in each epoch."""
-        return TrainingClips(self, augmentation, seed)
+    def augmented(self, augmentation: Augmentation, *, seed: int, fits: Fits | None = None) -> "TrainingClips":
+        """The same clips as training hears them, anew in each epoch: see `TrainingClips`."""
+        return TrainingClips(self, augmentation, seed, fits)
 
     def audios(self) -> list[np.ndarray]:
         """Every clip's audio, in order."""
@@ -86,14 +89,16 @@ class TrainingClips(Dataset[dict[str, Any]]):
         clips: what to read.
         augmentation: what to do to it; an empty one leaves clips as they are.
         seed: of the training.
+        fits: whether a clip with this text may have so many samples; an effect that would make it longer or shorter
+            than that is left out. None takes any length.
 
     Example:
         >>> heard = clips.augmented(parse_augmentation("noise5-20dB"), seed=0)  # doctest: +SKIP
         >>> heard.set_epoch(1)  # doctest: +SKIP
     """
 
-    def __init__(self, clips: Clips, augmentation: Augmentation, seed: int) -> None:
-        self.clips, self.augmentation, self.seed = clips, augmentation, seed
+    def __init__(self, clips: Clips, augmentation: Augmentation, seed: int, fits: Fits | None = None) -> None:
+        self.clips, self.augmentation, self.seed, self.fits = clips, augmentation, seed, fits
         self.durations_s = clips.durations_s
         # Shared, for worker processes that live longer than an epoch must see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -114,7 +119,8 @@ class TrainingClips(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.clips[index]
         key = f"{self.seed}/{self.epoch}/{item['id']}"
-        return {**item, "audio": self.augmentation.apply(item["audio"], key), "key": key}
+        fits = None if self.fits is None else partial(self.fits, item["text"])
+        return {**item, "audio": self.augmentation.apply(item["audio"], key, fits=fits), "key": key}
 
 
 def batch_key(items: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from audiolora.speech.augmentation import Augmentation, parse_augmentation
 from audiolora.speech.context import ContextMode, ContextPolicy
 
 Sampling = Literal["random", "length"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TrainingSettings:
             errors, for the shortest clips are then learnt from in batches of their own.
         workers: processes that read audio; 0 reads in the main one.
         seed: of the data order, of augmentation and of dropout.
+        precision: of the forward and the backward; the adapters themselves are float32 always. auto: bf16 on a GPU that
+            has it, fp16 on another, fp32 on CPUs.
+        gradient_checkpointing: keep each layer's input alone and compute the rest again in the backward: the same
+            gradients in less memory, about a third slower.
+        save_steps: save a checkpoint within an epoch too, after every so many steps; 0 saves after epochs alone.
+        save_minutes: save one within an epoch too, when so many minutes have passed since the last; 0 does not.
 
     Raises:
         ValueError: a number outside its range, or an augmentation that is unknown or cannot be had here.
@@ -53,6 +60,10 @@ class TrainingSettings:
     sampling: Sampling = "random"
     workers: int = 0
     seed: int = 0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: int = 0
+    save_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
@@ -68,8 +79,14 @@ class TrainingSettings:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {self.sampling!r}")
-        self.augmentation.check()
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+        if self.save_steps < 0 or not 0 <= self.save_minutes < math.inf:
+            raise ValueError(
+                f"save_steps and save_minutes must not be negative, got {self.save_steps} and {self.save_minutes}"
+            )
         ContextPolicy(self.context)  # it knows the modes
+        self.augmentation.check()
 
     @property
     def augmentation(self) -> Augmentation:

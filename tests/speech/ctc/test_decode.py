@@ -66,7 +66,7 @@ def test_greedy_joins_repetitions_and_keeps_what_a_blank_parts(tmp_path: Path) -
     ids = {"_": 0, "?": 3, " ": 4, "|": 4}
     for path, text in written.items():
         spaced = [c if i == 0 or path[i - 1] != c or path == "hheel" else "_" + c for i, c in enumerate(path)]
-        letters = [c for c in "".join(spaced)]
+        letters = list("".join(spaced))
         row = [ids[c] if c in ids else tokenizer.encoder[c] for c in letters] or [0]
         assert decode(np.eye(len(tokenizer), dtype=np.float32)[row]) == text
 
