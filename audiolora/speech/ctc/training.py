@@ -124,7 +124,12 @@ def train_ctc(
         sampling=settings.sampling,
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
-    with _config(network, masks), _input_without_gradient(network), whole_afterwards(model, trainer):
+    with (
+        whole_afterwards(model, trainer),  # first: its copy has the user's config
+        _config(network, masks),
+        _input_without_gradient(network),
+        _nameless(model),
+    ):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(
@@ -199,3 +204,21 @@ def _input_without_gradient(network: Any) -> Iterator[None]:
     finally:
         for encoder in idle:
             encoder._requires_grad = True
+
+
+@contextmanager
+def _nameless(model: nn.Module) -> Iterator[None]:
+    """Without the base's name while checkpoints are written.
+
+    By the name PEFT would ask the hub, at each checkpoint, how large the base's vocabulary is, and where a new head has
+    another look for embeddings to save, which these models have not.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    names = [(config, config.base_model_name_or_path) for config in configs]
+    for config, _ in names:
+        config.base_model_name_or_path = None
+    try:
+        yield
+    finally:
+        for config, name in names:
+            config.base_model_name_or_path = name
