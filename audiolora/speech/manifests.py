@@ -6,23 +6,32 @@ Every reader collects all bad rows and reports them in one `DataError`, by file 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiolora.speech.audio import MAX_DURATION_S, AudioError, read_audio
+from audiolora.speech.findings import Finding, finding_of, listing
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.rows import DataError, Row, dataset_rows, folder_rows, manifest_rows
 from audiolora.speech.utterance import Utterance
 
-__all__ = ["DataError", "Utterance", "check_utterances", "read_utterances"]
+__all__ = ["DataError", "Reading", "Utterance", "read_all", "read_utterances"]
 
 AUDIO_ALIASES = ("audio", "audio_filepath", "path", "file", "file_name")
 TEXT_ALIASES = ("text", "transcript", "sentence", "transcription")
-_LISTED = 20  # problems an error spells out before it counts the rest
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of some data: the utterances, and what is wrong with each row that is none.
+
+    >>> Reading([], [Finding("missing", "x.csv row 2", "no file a.wav")]).bad_rows[0].where
+    'x.csv row 2'
+    """
+
+    utterances: Sequence[Utterance]
+    bad_rows: Sequence[Finding]
 
 
 def read_utterances(data: str | Path, *, audio_column: str = "audio", text_column: str = "text") -> list[Utterance]:
@@ -47,8 +56,25 @@ def read_utterances(data: str | Path, *, audio_column: str = "audio", text_colum
     >>> read_utterances("train.jsonl")[0].where  # doctest: +SKIP
     'train.jsonl row 1'
     """
+    found = read_all(data, audio_column=audio_column, text_column=text_column)
+    if found.bad_rows:
+        n_bad, n_rows = len(found.bad_rows), len(found.utterances) + len(found.bad_rows)
+        headline = f"{Path(data).name}: {n_bad:,} bad rows of {n_rows:,}"
+        raise DataError(listing(headline, [str(one) for one in found.bad_rows]))
+    return list(found.utterances)
+
+
+def read_all(data: str | Path, *, audio_column: str = "audio", text_column: str = "text") -> Reading:
+    """As `read_utterances`, but bad rows are handed back instead of raised.
+
+    Raises:
+        DataError: nothing there, an unknown format, or a missing column.
+
+    >>> read_all("train.jsonl").bad_rows  # doctest: +SKIP
+    []
+    """
     if str(data) in BUILTIN:
-        return BUILTIN[str(data)].load()
+        return Reading(BUILTIN[str(data)].load(), [])
     path = Path(data).expanduser()
     columns = (audio_column, text_column)
     if path.is_file():
@@ -70,100 +96,11 @@ def read_utterances(data: str | Path, *, audio_column: str = "audio", text_colum
     return _utterances(folder_rows(path), path, ("audio", "text"), path.name)
 
 
-def check_utterances(
-    utterances: Sequence[Utterance],
-    *,
-    max_duration_s: float = MAX_DURATION_S,
-    stretch: float = 1.0,
-    encode: Callable[[str], Sequence[int]] | None = None,
-    decode: Callable[[Sequence[int]], str] | None = None,
-    max_tokens: int | None = None,
-    normalize: Callable[[str], str] | None = None,
-    skip_bad: bool = False,
-    progress: bool = True,
-) -> list[Utterance]:
-    """Read every clip and encode every text, before anything is trained on them.
-
-    Args:
-        max_duration_s: the longest clip allowed, after its channel.
-        stretch: how many times as long a clip lasts after its channel, see `Channel.stretch`.
-        encode: text -> token ids, without the tokenizer's special tokens.
-        decode: token ids -> text; when given, a text must come back the same up to white space.
-        max_tokens: the most ids a text may have.
-        normalize: text -> what error rates compare; when given, a letter or digit must be left of every text.
-        skip_bad: leave bad utterances out, logging each with its reason, instead of raising.
-        progress: draw a progress bar on standard error.
-
-    Returns: the utterances that are fit to train on, in order.
-
-    Raises:
-        DataError: any bad utterance (all of them in one error); with `skip_bad`, only when none is left.
-
-    >>> check_utterances(read_utterances("train.jsonl"), skip_bad=True)  # doctest: +SKIP
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    good, problems = [], []
-    clips = track(
-        utterances,
-        "checking clips",
-        console=Console(stderr=True),
-        disable=not progress,
-        transient=True,
-    )
-    for utterance in clips:
-        called = utterance.where if isinstance(utterance.audio, bytes) else f"{utterance.where}: {utterance.audio}"
-        if stretch != 1:
-            called += f" ({stretch:.3g} times as long after the channel)"
-        try:
-            read_audio(utterance.audio, name=called, max_duration_s=max_duration_s / stretch)
-        except AudioError as error:
-            problems.append(str(error))
-            continue
-        fault = None if encode is None else _text_fault(utterance.text, encode, decode, max_tokens)
-        if fault is None and normalize is not None and not any(map(str.isalnum, normalize(utterance.text))):
-            fault = f"no word is left of the text {utterance.text!r} when it is normalised; mend or remove the row"
-        if fault is None:
-            good.append(utterance)
-        else:
-            problems.append(f"{utterance.where}: {fault}")
-    if problems and (not skip_bad or not good):
-        raise DataError(_listing(f"{len(problems)} of {len(utterances)} utterances cannot be used", problems))
-    for problem in problems:
-        logger.warning("skipped %s", problem)
-    return good
-
-
-def _text_fault(
-    text: str,
-    encode: Callable[[str], Sequence[int]],
-    decode: Callable[[Sequence[int]], str] | None,
-    max_tokens: int | None,
-) -> str | None:
-    try:
-        ids = encode(text)
-    except (ValueError, TypeError, KeyError) as error:  # what tokenizers raise for text outside their alphabet
-        return f"the tokenizer cannot hold the text {text!r} ({error})"
-    if len(ids) == 0:
-        return f"the tokenizer turns the text {text!r} into nothing"
-    if max_tokens is not None and len(ids) > max_tokens:
-        return f"the text has {len(ids)} tokens, more than the limit of {max_tokens}; cut the clip: {text[:60]!r}"
-    if decode is not None and decode(ids).split() != text.split():
-        return f"the tokenizer cannot hold the text: {text!r} comes back as {decode(ids)!r}"
-    return None
-
-
-def _listing(headline: str, problems: Sequence[str]) -> str:
-    rest = [f"… and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    return "\n  ".join([headline + ":", *problems[:_LISTED], *rest])
-
-
-def _utterances(rows: Iterable[Row | str], root: Path, columns: tuple[str, str], called: str) -> list[Utterance]:
+def _utterances(rows: Iterable[Row | str], root: Path, columns: tuple[str, str], called: str) -> Reading:
     """Build the utterances of `rows`; a row that is a string is a problem its reader met."""
     listed = list(rows)
     records = [row for row in listed if not isinstance(row, str)]
-    problems = [row for row in listed if isinstance(row, str)]
+    problems = [Finding("row", *row.split(": ", 1)) for row in listed if isinstance(row, str)]
     if not listed:
         raise DataError(f"{called}: empty, it holds no utterances")
     if records:
@@ -175,14 +112,13 @@ def _utterances(rows: Iterable[Row | str], root: Path, columns: tuple[str, str],
         try:
             utterance = _utterance(where, record, root, audio_column, text_column)
         except DataError as error:
-            problems.append(str(error))
+            problems.append(finding_of(error, where))
             continue
         if utterance.id in utterances:
-            problems.append(f"{where}: id {utterance.id!r} was already used in {utterances[utterance.id].where}")
+            reason = f"id {utterance.id!r} was already used in {utterances[utterance.id].where}"
+            problems.append(Finding("duplicate-id", where, reason))
         utterances.setdefault(utterance.id, utterance)
-    if problems:
-        raise DataError(_listing(f"{called}: {len(problems)} bad rows of {len(listed)}", problems))
-    return list(utterances.values())
+    return Reading(list(utterances.values()), problems)
 
 
 def _column(wanted: str, aliases: tuple[str, ...], found: list[str], called: str) -> str:

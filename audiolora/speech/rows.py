@@ -19,7 +19,16 @@ Row = tuple[str, Mapping[Any, Any]]
 
 
 class DataError(ValueError):
-    """Speech data that cannot be used; the message lists every problem by file and row."""
+    """Speech data that cannot be used; the message lists every problem by file and row.
+
+    Args:
+        message: names the file and row, the rule and the remedy.
+        kind: of one row's fault, a key of `findings.KINDS`.
+    """
+
+    def __init__(self, message: str, *, kind: str = "row") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def manifest_rows(path: Path) -> Iterable[Row | str]:

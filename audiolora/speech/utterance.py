@@ -33,11 +33,12 @@ class Utterance:
         if not self.id:
             raise DataError(f"{self.where}: the id is empty")
         if not self.text.strip():
-            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row")
+            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
         if any("\ud800" <= character <= "\udfff" for character in self.text):
             raise DataError(
-                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8"
+                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8",
+                kind="vocabulary",
             )
         if isinstance(self.audio, Path) and not self.audio.is_file():
             fault = "is a folder, not an audio file" if self.audio.is_dir() else "does not exist"
-            raise DataError(f"{self.where}: audio file {self.audio} {fault}")
+            raise DataError(f"{self.where}: audio file {self.audio} {fault}", kind="missing")
