@@ -36,8 +36,8 @@ def main(
     r_attention: int = 4,
     r_ffn: int = 0,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
-    test: int | float = 100,
-    dev: int | float = 0.12,
+    test: int | float | None = None,
+    dev: int | float | None = None,
     audio_column: str = "audio",
     text_column: str = "text",
     skip_bad: bool = False,
@@ -58,8 +58,8 @@ def main(
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
-        test: sentences held out to measure on: a number, or a share below 1.
-        dev: sentences held out to choose the best epoch by, likewise.
+        test: held out to measure on: a number of clips, or a share below 1; the data's own test part, else 100.
+        dev: held out to choose the best epoch by, likewise; the data's own dev part, else 0.12.
         audio_column: column of the manifest that names the audio file.
         text_column: column of the manifest with the transcript.
         skip_bad: leave bad rows out, each named with its reason, instead of stopping.
@@ -75,13 +75,12 @@ def main(
     from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.channels import parse_channel
-    from audiolora.speech.checking import check_for_whisper
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
     from audiolora.speech.decode import transcribe
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import read_all
     from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.split import keep_split, split_by_text
+    from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.trainer import this_process
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
@@ -110,7 +109,7 @@ def main(
         bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
-    split = split_by_text(utterances, test=test, dev=dev, seed=0)
+    split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")
     console = Console(quiet=not process.is_main_process)

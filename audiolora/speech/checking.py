@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiolora.speech.audio import MAX_DURATION_S, AudioError, check_length
+from audiolora.speech.audio import MAX_DURATION_S
+from audiolora.speech.audio_file import check_length
 from audiolora.speech.clip_cache import ClipCache
 from audiolora.speech.clip_facts import ClipFacts
 from audiolora.speech.findings import LISTED, Finding, finding_of, listing, summary, write_findings
-from audiolora.speech.manifests import Reading
+from audiolora.speech.manifests import Reading, read_all
 from audiolora.speech.measuring import measure_clips
 from audiolora.speech.rows import DataError
+from audiolora.speech.sources import AudioError
 from audiolora.speech.utterance import Utterance
 
 if TYPE_CHECKING:
     from audiolora.speech.weights import LoadedWhisper
+
+__all__ = ["Rules", "check_for_whisper", "check_utterances", "read_all"]
 
 _SPECIAL_TOKENS = 8  # room for a Whisper's prompt and its end
 

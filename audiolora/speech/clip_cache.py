@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from audiolora.packages import cache_dir
 from audiolora.speech.clip_facts import FACTS_VERSION, ClipFacts
+from audiolora.speech.sources import AudioSource, file_of
 
 MAX_CLIPS = 1_000_000
 """Clips kept, about 400 MB; past it, those that went longest without being asked for are dropped."""
@@ -50,7 +51,7 @@ class ClipKey(NamedTuple):
     kept: bool = True
 
 
-def clip_key(audio: Path | bytes) -> ClipKey | None:
+def clip_key(audio: AudioSource) -> ClipKey | None:
     """What a clip is known by; None where its file cannot be looked at.
 
     >>> clip_key(b"RIFF").clip[:14]
@@ -58,13 +59,17 @@ def clip_key(audio: Path | bytes) -> ClipKey | None:
     """
     if isinstance(audio, bytes):
         return ClipKey(f"sha256:{hashlib.sha256(audio).hexdigest()}", str(len(audio)))
+    file = file_of(audio)
     try:
-        status = audio.stat()
+        if file is None:
+            return None
+        status = file.stat()
     except OSError:
         return None
     changed_s = max(status.st_mtime_ns, status.st_ctime_ns) / 1e9
     stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    return ClipKey(os.path.abspath(audio), stamp, time.time() - changed_s > _YOUNG_S)
+    part = "" if audio is file else f" {audio!r}"
+    return ClipKey(os.path.abspath(file) + part, stamp, time.time() - changed_s > _YOUNG_S)
 
 
 def cache_file() -> Path:

@@ -9,11 +9,11 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import IO
 
 from audiolora.speech.clip_facts import ClipFacts
 from audiolora.speech.clip_worker import READY
+from audiolora.speech.sources import AudioSource
 
 _CRASH = "the decoder crashes on it ({}); convert the file with another program, or remove the row"
 
@@ -29,7 +29,7 @@ class Crew:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ended = False
 
-    def measure(self, clips: list[Path | bytes]) -> Future[list[ClipFacts]]:
+    def measure(self, clips: list[AudioSource]) -> Future[list[ClipFacts]]:
         """The facts of some clips, later."""
         return self._threads.submit(self._facts, clips)
 
@@ -43,7 +43,7 @@ class Crew:
         for process in self._processes:
             process.communicate()
 
-    def _facts(self, clips: list[Path | bytes]) -> list[ClipFacts]:
+    def _facts(self, clips: list[AudioSource]) -> list[ClipFacts]:
         """In a thread: by its own worker, and by a new one after a clip that ends it."""
         found: list[ClipFacts] = []
         while len(found) < len(clips):

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiolora.speech.audio import AudioError, check_finite, check_total, check_whole, open_audio, read_frames
+from audiolora.speech.audio_file import (
+    bounds_of,
+    check_finite,
+    check_total,
+    check_whole,
+    open_audio,
+    read_frames,
+    skip_to,
+)
+from audiolora.speech.sources import AudioError, AudioSource
 
 if TYPE_CHECKING:
     import soundfile
@@ -74,7 +82,7 @@ class ClipFacts:
         return max(0.0, self.duration_s - self.leading_silence_s - self.trailing_silence_s)
 
 
-def measure_clip(source: Path | str | bytes) -> ClipFacts:
+def measure_clip(source: AudioSource | str) -> ClipFacts:
     """Decode a clip at its own rate and measure it; memory does not grow with its length.
 
     Args:
@@ -88,21 +96,24 @@ def measure_clip(source: Path | str | bytes) -> ClipFacts:
     try:
         with open_audio(source, _CLIP) as file:
             check_whole(file, _CLIP)
-            return _measure(file)
+            first, stop = bounds_of(source, file, _CLIP)
+            skip_to(file, first, _CLIP)
+            return _measure(file, stop - first)
     except AudioError as error:
         return ClipFacts(fault=str(error).removeprefix(f"{_CLIP}: "), kind=error.kind)
 
 
-def _measure(file: soundfile.SoundFile) -> ClipFacts:
-    rate_hz, promised = file.samplerate, file.frames
+def _measure(file: soundfile.SoundFile, promised: int) -> ClipFacts:
+    """Of the next `promised` samples of the file."""
+    rate_hz = file.samplerate
     window = max(1, round(WINDOW_S * rate_hz))
     full_scale = _FULL_SCALE.get(file.subtype, 1 - 2**-15)
     digest = hashlib.blake2b(f"{rate_hz}\0".encode(), digest_size=16)
     total, peak, clipped, power = 0, 0.0, 0, 0.0
     sums = np.zeros(file.channels)
     levels = []  # mean square of each window, its own mean taken off
-    while True:
-        frames = read_frames(file, _CLIP, window * _BLOCK_WINDOWS)  # (n_frames, n_channels)
+    while total < promised:
+        frames = read_frames(file, _CLIP, min(window * _BLOCK_WINDOWS, promised - total))  # (n_frames, n_channels)
         if len(frames) == 0:
             break
         mono = frames.mean(axis=1, dtype=np.float32)

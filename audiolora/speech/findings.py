@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "truncated": Kind("audio breaks off", "fetch the file again"),
     "nan": Kind("NaN or infinite samples", "export the clip again"),
     "crash": Kind("audio that crashes its decoder", "convert the file with another program"),
+    "times": Kind("times that do not fit the file", "mend the row's times"),
     "long": Kind("too long", "cut the clip into pieces"),
     "no-text": Kind("empty text", "transcribe the clip, or remove the row"),
     "vocabulary": Kind("text outside the vocabulary", "spell it out, or add the letters to the vocabulary"),

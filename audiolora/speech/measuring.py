@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 
 from audiolora.speech.clip_cache import ClipCache, ClipKey, clip_key
 from audiolora.speech.clip_crew import Crew
 from audiolora.speech.clip_facts import ClipFacts, measure_clip
+from audiolora.speech.sources import AudioSource
 
 _FEW_CLIPS = 200  # fewer are measured sooner than a process starts
 _CHUNK = 32  # clips a worker is sent at once
@@ -20,7 +20,7 @@ _KEEP_EVERY_S = 2.0
 
 
 def measure_clips(
-    clips: Sequence[Path | bytes],
+    clips: Sequence[AudioSource],
     *,
     workers: int | None = None,
     cache: ClipCache | None = None,
@@ -79,7 +79,7 @@ def cores() -> int:
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _measured(clips: Sequence[Path | bytes], todo: Sequence[int], workers: int) -> Iterator[tuple[int, ClipFacts]]:
+def _measured(clips: Sequence[AudioSource], todo: Sequence[int], workers: int) -> Iterator[tuple[int, ClipFacts]]:
     """The clips `todo`, measured, in order; no more than a few chunks are under way at any time."""
     if workers == 0 or not todo:
         for index in todo:

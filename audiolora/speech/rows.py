@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,37 @@ Row = tuple[str, Mapping[Any, Any]]
 """Where a row was read, and its columns; a missing field of a table is None, surplus ones stand under the key None."""
 
 
-class DataError(ValueError):
-    """Speech data that cannot be used; the message lists every problem by file and row.
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of one file or folder.
 
     Args:
-        message: names the file and row, the rule and the remedy.
+        called: what errors call it.
+        rows: its rows, and problems its reader met.
+        root: what relative audio paths are relative to.
+        columns: the audio and the text column, where the layout fixes them; else the caller names them.
+        part: train, dev or test, where the data says so.
+    """
+
+    called: str
+    rows: Iterable[Row | str]
+    root: Path
+    columns: tuple[str, str] | None = None
+    part: str | None = None
+
+
+class DataError(ValueError):
+    """Speech data that cannot be used; the message lists problems by file and row.
+
+    Args:
+        message: for people; of many problems it spells out the first.
+        problems: every one of them.
         kind: of one row's fault, a key of `findings.KINDS`.
     """
 
-    def __init__(self, message: str, *, kind: str = "row") -> None:
+    def __init__(self, message: str, problems: Iterable[str] = (), *, kind: str = "row") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.problems, self.kind = tuple(problems), kind
 
 
 def manifest_rows(path: Path) -> Iterable[Row | str]:

@@ -84,12 +84,12 @@ def test_every_bad_row_is_in_one_error(folder):
         '["a list"]\n'
         '{"text": "no audio"}\n'
         '{"audio": "clips/c.wav", "text": "half \\ud800"}\n'
-        '{"audio": "clips/c.wav", "text": "piece", "offset": 2.5}\n'
+        '{"audio": "clips/c.wav", "text": "piece", "offset": "2,5"}\n'
     )
     with pytest.raises(DataError) as caught:
         read_utterances(folder / "x.jsonl")
     message = str(caught.value)
-    assert message.startswith("x.jsonl: 10 bad rows of 11:")
+    assert message.split("\n")[0].endswith("x.jsonl: 10 bad rows of 11:") and len(caught.value.problems) == 10
     for row, fault in {
         2: "not JSON",
         3: "the text is empty",
@@ -100,7 +100,7 @@ def test_every_bad_row_is_in_one_error(folder):
         8: "must be an object",
         9: "column 'audio' must hold the path",
         10: "not Unicode",
-        11: "offset=2.5",
+        11: "offset must be a number of seconds, got '2,5'",
     }.items():
         assert any(line.strip().startswith(f"x.jsonl row {row}:") and fault in line for line in message.splitlines()), (
             fault
