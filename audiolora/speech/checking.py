@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rules", "check_for_whisper", "check_utterances", "read_all"]
 
-_SPECIAL_TOKENS = 8  # room for a Whisper's prompt and its end
+SPECIAL_TOKENS = 8  # room for a Whisper's prompt and its end
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def check_for_whisper(
         data,
         stretch=stretch,
         encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - _SPECIAL_TOKENS,
+        max_tokens=whisper.model.config.max_target_positions - SPECIAL_TOKENS,
         normalize=normalize,
         skip_bad=skip_bad,
         bad_rows=bad_rows,

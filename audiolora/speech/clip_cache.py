@@ -83,18 +83,19 @@ class ClipCache:
     Args:
         file: the SQLite file; made where it is missing, made anew where it is none.
         max_clips: see `MAX_CLIPS`.
+        anew: find nothing, so that every clip is measured again; what is found then is kept.
 
     >>> ClipCache(Path("facts.sqlite")).find([clip_key(Path("clip.wav"))])  # doctest: +SKIP
     [ClipFacts(fault=None, ...)]
     """
 
-    def __init__(self, file: Path | None = None, *, max_clips: int = MAX_CLIPS) -> None:
+    def __init__(self, file: Path | None = None, *, max_clips: int = MAX_CLIPS, anew: bool = False) -> None:
         self.file, self.max_clips = file or cache_file(), max_clips
-        self._broken = False
+        self.anew, self._broken = anew, False
 
     def find(self, keys: Sequence[ClipKey | None]) -> list[ClipFacts | None]:
         """The facts of each clip as its file is now; None for those that are not kept."""
-        if not any(keys) or self._broken:
+        if not any(keys) or self.anew or self._broken:
             return [None] * len(keys)
         try:
             with closing(self._open()) as database:
