@@ -53,7 +53,7 @@ class _Group:
 
 
 def write_data_report(path: str | os.PathLike[str], check: DataCheck, *, facts: Sequence[tuple[str, str]] = ()) -> None:
-    """Write a self-contained HTML page, atomically. Every bad row stands on it, and the first doubtful ones of each kind.
+    """Write a self-contained HTML page, atomically: every bad row, and the first doubtful ones of each kind.
 
     Args:
         path: where to write.
