@@ -87,6 +87,8 @@ def main(
     given |= {key: value for key, value in (("data", data), ("epochs", epochs)) if value is not None}
     made: SpeechTask | SensorTask = compared(**given)
     check_ways(ways)
+    if ways:  # one that the network cannot take is told before any work
+        ways_for(made.network(), ways)
     grid = Grid(learning_rates, seeds, parameters or (150_000 if task == "speech" else 4_000))
     asked = {"task": task, "ways": ways, **asdict(grid), "settings": asdict(made)}
     run = open_run(out / (name or f"compare-{task}"), asked, fresh=fresh)

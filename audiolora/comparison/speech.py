@@ -53,6 +53,11 @@ class SpeechTask:
     dev: int | float = 40
     longest_s: float = 10.0
 
+    def network(self) -> nn.Module:
+        """The Whisper."""
+        model: nn.Module = load_whisper(self.model).model
+        return model
+
     def prepare(self, folder: Path) -> None:
         """Load the model once, read every clip once, and write down the split."""
         self.open(folder)

@@ -96,3 +96,10 @@ def test_both_groups_share_the_parameters() -> None:
         if parameter.requires_grad:
             sizes["conv" if ".conv" in name else "attention"] += parameter.numel()
     assert all(2400 <= size <= 5600 for size in sizes.values())
+
+
+def test_a_last_layer_that_is_tied_to_an_embedding_is_found() -> None:
+    net = tiny_whisper()
+    assert net.proj_out.weight is net.model.decoder.embed_tokens.weight
+    made = prepared(net, "head", head=("proj_out",), parameters=1, steps=1, seed=0)
+    assert [p for p in made.net.parameters() if p.requires_grad] == [net.proj_out.weight]
