@@ -40,6 +40,8 @@ class Rules:
         decode: token ids -> text; when given, a text must come back the same up to white space.
         max_tokens: the most ids a text may have.
         normalize: text -> what error rates compare; when given, a letter or digit must be left of every text.
+        misfit: (text, seconds after the channel) -> why a clip of this length cannot have this text, or None; such as
+            a CTC target with more tokens than the clip has frames.
 
     >>> Rules(max_duration_s=10.0).fault(utterance, facts) is None  # doctest: +SKIP
     True
@@ -51,6 +53,7 @@ class Rules:
     decode: Callable[[Sequence[int]], str] | None = None
     max_tokens: int | None = None
     normalize: Callable[[str], str] | None = None
+    misfit: Callable[[str, float], str | None] | None = None
 
     def fault(self, utterance: Utterance, facts: ClipFacts) -> Finding | None:
         """What is bad about an utterance whose clip has these facts, or None; the first fault found."""
@@ -66,7 +69,11 @@ class Rules:
             )
         except AudioError as error:
             return finding_of(error, where)
-        return self._text_fault(where, utterance.text)
+        fault = self._text_fault(where, utterance.text)
+        if fault is None and self.misfit is not None:
+            reason = self.misfit(utterance.text, facts.duration_s * self.stretch)
+            return None if reason is None else Finding("frames", where, reason)
+        return fault
 
     def _text_fault(self, where: str, text: str) -> Finding | None:
         if self.encode is not None:
@@ -97,6 +104,7 @@ def check_utterances(
     decode: Callable[[Sequence[int]], str] | None = None,
     max_tokens: int | None = None,
     normalize: Callable[[str], str] | None = None,
+    misfit: Callable[[str, float], str | None] | None = None,
     skip_bad: bool = False,
     bad_rows: Path | None = None,
     workers: int | None = None,
@@ -109,7 +117,7 @@ def check_utterances(
 
     Args:
         data: the utterances; with `read_all`, also the rows that could not be read, which count as bad.
-        max_duration_s, stretch, encode, decode, max_tokens, normalize: see `Rules`.
+        max_duration_s, stretch, encode, decode, max_tokens, normalize, misfit: see `Rules`.
         skip_bad: leave bad utterances out, logging each with its reason, instead of raising.
         bad_rows: where to list every bad row with its reason (.tsv); the error and the log then tell the first few.
         workers: see `measure_clips`.
@@ -122,7 +130,7 @@ def check_utterances(
 
     >>> check_utterances(read_all("train.jsonl"), skip_bad=True)  # doctest: +SKIP
     """
-    rules = Rules(max_duration_s, stretch, encode, decode, max_tokens, normalize)
+    rules = Rules(max_duration_s, stretch, encode, decode, max_tokens, normalize, misfit)
     utterances, unread = (data.utterances, data.bad_rows) if isinstance(data, Reading) else (data, ())
     clips = [utterance.audio for utterance in utterances]
     facts = measure_clips(clips, workers=workers, cache=ClipCache(), progress=progress)

@@ -18,7 +18,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +107,7 @@ class ClipCache:
         """Keep the facts of some clips, all or none; those that say more of the machine than of the file are not."""
         today = int(time.time() // _DAY_S)
         rows = [
-            (key.clip, key.stamp, json.dumps(astuple(facts)), today)
+            (key.clip, key.stamp, json.dumps([getattr(facts, name) for name in ClipFacts.__slots__]), today)
             for key, facts in found
             if key is not None and key.kept and facts.kind not in ("missing", "unreadable")
         ]

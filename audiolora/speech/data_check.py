@@ -162,7 +162,12 @@ def check_data(
     """
     limits = limits or ModelLimits()
     rules = Rules(
-        limits.max_duration_s, stretch, limits.encode, max_tokens=limits.max_tokens, normalize=limits.normalize
+        limits.max_duration_s,
+        stretch,
+        limits.encode,
+        max_tokens=limits.max_tokens,
+        normalize=limits.normalize,
+        misfit=limits.misfit,
     )
     several = len(parts) > 1
     utterances = [

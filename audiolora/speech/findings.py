@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "no-text": Kind("empty text", "transcribe the clip, or remove the row"),
     "vocabulary": Kind("text outside the vocabulary", "spell it out, or add the letters to the vocabulary"),
     "tokens": Kind("text with too many tokens", "cut the clip into pieces"),
+    "frames": Kind("text longer than its clip", "listen: is it another clip's text, or was the clip cut off?"),
     "no-words": Kind("no word left of the text", "transcribe the clip, or remove the row"),
     "short": _doubtful("very short", "listen: is the whole utterance there?"),
     "silent": _doubtful("silence", "record the clip again, or remove the row"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from audiolora.speech.audio import MAX_DURATION_S
+from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ModelLimits:
         encode: text -> token ids; it raises ValueError for a text that the model cannot write. None takes any text.
         max_tokens: the most ids of a text.
         normalize: text -> what error rates compare.
+        misfit: see `Rules`.
         outside: text -> the letters in it that the model cannot write, as often as they stand there.
     """
 
@@ -32,6 +33,7 @@ class ModelLimits:
     encode: Callable[[str], Sequence[int]] | None = None
     max_tokens: int | None = None
     normalize: Callable[[str], str] | None = None
+    misfit: Callable[[str, float], str | None] | None = None
     outside: Callable[[str], Iterable[str]] | None = None
 
     def letters_outside(self, texts: Iterable[str]) -> list[tuple[str, int]]:
@@ -68,9 +70,18 @@ def limits_of_model(name: str, *, language: str | None = None, log: Callable[[st
             max_tokens=whisper.model.config.max_target_positions - SPECIAL_TOKENS,
             normalize=text_normalizer(whisper.processor, language or "any"),
         )
+    from audiolora.speech.ctc.frames import FrameCount
     from audiolora.speech.ctc.models import load_ctc
+    from audiolora.speech.ctc.targets import target_encoder, target_fault
 
-    return _of_letters(name, load_ctc(name, log=log).processor, language)
+    loaded = load_ctc(name, log=log)
+    frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
+    encode = target_encoder(loaded.processor, language)
+    return replace(
+        _of_letters(name, loaded.processor, language),
+        encode=encode,
+        misfit=lambda text, duration_s: target_fault(frames, encode, text, int(duration_s * SAMPLE_RATE_HZ)),
+    )
 
 
 def limits_of_vocabulary(vocabulary: str) -> ModelLimits:
