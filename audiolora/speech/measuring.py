@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from audiolora.speech.audio import duration_s
 from audiolora.speech.clip_cache import ClipCache, ClipKey, clip_key
 from audiolora.speech.clip_crew import Crew
 from audiolora.speech.clip_facts import ClipFacts, measure_clip
-from audiolora.speech.sources import AudioSource
+from audiolora.speech.sources import AudioSource, Segment
+from audiolora.speech.utterance import Utterance
 
 _FEW_CLIPS = 200  # fewer are measured sooner than a process starts
 _CHUNK = 32  # clips a worker is sent at once
@@ -71,6 +73,24 @@ def measure_clips(
             cache.keep(news)
             cache.drop_oldest()
     return [facts or found[first[keys[i] or i]] for i, facts in enumerate(found)]  # type: ignore[misc]
+
+
+def durations_s(utterances: Sequence[Utterance]) -> tuple[float, ...]:
+    """Length of each clip in seconds: as it was measured before, else from its header; see `audio.duration_s`.
+
+    Raises:
+        AudioError: a missing file, or no audio.
+
+    >>> durations_s(read_utterances("train.jsonl"))  # doctest: +SKIP
+    (2.5, 3.25)
+    """
+    clips = [utterance.audio for utterance in utterances]
+    # A segment's own duration is there without a look; bytes are opened sooner than their digest is made.
+    keys = [None if isinstance(clip, (Segment, bytes)) else clip_key(clip) for clip in clips]
+    return tuple(
+        facts.duration_s if facts is not None and facts.fault is None else duration_s(one.audio, name=one.where)
+        for one, facts in zip(utterances, ClipCache().find(keys), strict=True)
+    )
 
 
 def cores() -> int:

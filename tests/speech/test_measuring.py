@@ -198,6 +198,7 @@ for i in range(n):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path):
     file = tmp_path / "facts.sqlite"
     words = [sys.executable, "-c", WRITER, file]
