@@ -64,7 +64,7 @@ def check(
         vocabulary: also texts outside this alphabet: a vocab.json, a file with a letter a line, or the letters.
         language: of the texts, for their normalisation: a code such as it.
         channel: simulated channels of the training, which may make clips longer, such as rate0.5.
-        max_duration: the longest clip, seconds; by default 30 for a Whisper or no model, and any for CTC.
+        max_duration: the longest clip, seconds; by default the recipes' 30.
         audio_column: column of the manifests that names the audio file.
         text_column: column of the manifests with the transcript.
         workers: processes that decode; by default one for each core.

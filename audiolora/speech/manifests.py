@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from audiolora.speech.findings import Finding, finding_of, listing
+from audiolora.speech.layouts.find import row_sets
 from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.rows import DataError, Row, RowSet, dataset_rows, folder_rows, manifest_rows
+from audiolora.speech.rows import DataError, Row, RowSet
 from audiolora.speech.segments import segment_times
 from audiolora.speech.sources import AudioSource, Segment, Source
 from audiolora.speech.utterance import Utterance, file_fault
@@ -88,28 +89,6 @@ def read_all(data: str | Path, *, audio_column: str = "audio", text_column: str 
     if str(data) in BUILTIN:
         return Reading(BUILTIN[str(data)].load(), [])
     return _read(row_sets(data), (audio_column, text_column))
-
-
-def row_sets(data: str | Path) -> list[RowSet]:
-    """The rows of `data`, whatever it is."""
-    path = Path(data).expanduser()
-    if path.is_file():
-        return [RowSet(path.name, manifest_rows(path), path.parent)]
-    if not path.exists() and ":" in path.name:  # a saved DatasetDict and its split
-        root, split = path.with_name(path.name.rpartition(":")[0]), path.name.rpartition(":")[2]
-        if root.is_dir():
-            return [RowSet(f"{root.name}:{split}", dataset_rows(root, split), root)]
-    if not path.is_dir():
-        raise DataError(
-            f"{data}: no such file or folder, and no built-in set (those are {', '.join(BUILTIN)}); give a .jsonl, "
-            ".csv or .tsv manifest, a folder of audio with transcripts, or a directory saved by datasets"
-        )
-    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return [RowSet(path.name, dataset_rows(path, None), path)]
-    for name in ("metadata.jsonl", "metadata.csv", "metadata.tsv"):
-        if (path / name).is_file():
-            return [RowSet(name, manifest_rows(path / name), path)]
-    return [RowSet(path.name, folder_rows(path), path, ("audio", "text"))]
 
 
 def _read(sets: Sequence[RowSet], columns: tuple[str, str]) -> Reading:

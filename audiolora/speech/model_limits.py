@@ -118,7 +118,6 @@ def _of_letters(called: str, processor: Any, language: str | None) -> ModelLimit
 
     return ModelLimits(
         called,
-        max_duration_s=None,
         encode=encoder(processor, language=language),
         outside=lambda text: [letter for letter in spell(text) if not letter.isspace() and unknown(letter)],
     )

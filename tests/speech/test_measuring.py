@@ -13,9 +13,12 @@ import psutil
 import pytest
 
 from audiolora.speech import measuring
+from audiolora.speech.audio import duration_s
 from audiolora.speech.clip_cache import ClipCache, clip_key
 from audiolora.speech.clip_facts import ClipFacts, measure_clip
-from audiolora.speech.measuring import measure_clips
+from audiolora.speech.measuring import durations_s, measure_clips
+from audiolora.speech.sources import Segment
+from audiolora.speech.utterance import Utterance
 from tests.speech.bomb import Bomb
 from tests.speech.broken_manifest import clip, wav_bytes
 
@@ -106,6 +109,19 @@ def test_a_second_run_measures_nothing(clips, tmp_path, grown_up, measured):
     assert measured == clips
     measure_clips(clips[:7], cache=ClipCache(cache.file, anew=True), progress=False)
     assert measured == [*clips, *clips[:7]]
+
+
+def test_lengths_are_those_of_the_headers_measured_before_or_not(clips, tmp_path, grown_up, monkeypatch):
+    monkeypatch.setenv("AUDIOLORA_CACHE", str(tmp_path / "cache"))
+    good = [path for i, path in enumerate(clips) if i not in (3, 17, 30)]
+    sources = [*good, Segment(good[0], 0.02, 0.05), Segment(good[1], 0.02), good[2].read_bytes()]
+    utterances = [Utterance(str(i), source, "x", f"row {i}") for i, source in enumerate(sources)]
+    expected = tuple(duration_s(source) for source in sources)
+    assert durations_s(utterances) == expected
+    measure_clips(sources, cache=ClipCache(), progress=False)
+    opened = []
+    monkeypatch.setattr(measuring, "duration_s", lambda source, name: opened.append(source) or duration_s(source))
+    assert durations_s(utterances) == expected and opened == sources[-3:]
 
 
 def rewrite(path):
