@@ -140,7 +140,7 @@ def main(
     start = time.monotonic()  # the same held-out clips again; then what the run leaves
     after = transcribe_ctc(adapted, ctc.processor, heard.audios())
     seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
-    outcome = speech_run.Outcome(run, ctc, info, heard, spell, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, ctc, info, split, heard, spell, before, after, history, seconds)
     save_ctc_adapter(adapted, ctc.processor, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)

@@ -140,7 +140,7 @@ def main(
     start = time.monotonic()
     after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, whisper, info, split, heard, normalize, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)
