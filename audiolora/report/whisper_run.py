@@ -179,6 +179,10 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = ["No test sentence occurs in the training part; the speakers may be the same."]
     if outcome.heard.channel.spec != "clean":
         notes.append("The channel is simulated; the recordings are real.")
+    if outcome.info.base_bits != 32:
+        notes.append(
+            f"The base's weights are kept in {outcome.info.base_bits} bits; zero-shot is of the rounded base too."
+        )
     notes.append(
         "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it was "
         f"trained with ({outcome.info.context})."

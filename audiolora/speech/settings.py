@@ -74,3 +74,8 @@ class TrainingSettings:
                 f"save_steps and save_minutes must not be negative, got {self.save_steps} and {self.save_minutes}"
             )
         ContextPolicy(self.context)  # it knows the modes
+
+    @property
+    def decoding_context(self) -> Literal["auto", "full"]:
+        """The context to decode at, of an adapter that was trained so."""
+        return "full" if self.context == "full" else "auto"
