@@ -115,7 +115,7 @@ class OpenCtcTask:
     def loss(self, net: nn.Module) -> torch.Tensor:
         """Of the first training clips."""
         frames = FrameCount.of(net, self.loaded.processor.feature_extractor)
-        collate = CtcCollator(frames, self.loaded.processor, self.language, training=False)
+        collate = CtcCollator(frames, self.loaded.processor, self.language)
         clips = self.parts["train"]
         found: torch.Tensor = net(**collate([clips[i] for i in range(min(4, len(clips)))])).loss
         return found
