@@ -164,7 +164,7 @@ demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, tr
 # The base is trained from scratch once, about eight CPU-minutes, and kept in the cache.
 demo-ctc: setup  ## adapt a small wav2vec2 to SSB radio: from scratch on spoken digits, adapters compared, report
 	$(BIN)/python recipes/asr_ctc.py --model scratch:spoken-digits --data spoken-digits --channel ssb+500Hz \
-		--name demo-ctc --batch-size 8 --epochs 8
+		--name demo-ctc --batch-size 8 --epochs 1
 	$(BIN)/python recipes/compare_methods.py --task ctc --ways frozen lora-attention lora-attention-ffn lora \
 		--learning-rates 3e-3 --seeds 3 --jobs 2 --name demo-ctc-ways
 

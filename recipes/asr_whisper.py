@@ -75,10 +75,10 @@ def main(
     from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
     from audiolora.speech.decode import transcribe
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.trainer import this_process
@@ -101,12 +101,12 @@ def main(
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     normalize = text_normalizer(whisper.processor, language)
-    utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad),
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
+    utterances = check_for_whisper(
+        read_all(data, audio_column=audio_column, text_column=text_column),
+        whisper,
+        normalize,
         stretch=sound.stretch,
-        normalize=normalize,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
     split = split_utterances(utterances, test=test, dev=dev, seed=0)

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ, duration_s, read_audio
+from audiolora.speech.audio import SAMPLE_RATE_HZ, read_audio
 from audiolora.speech.augmentation import Augmentation, torch_generator
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
 from audiolora.speech.decode import log_mel
+from audiolora.speech.measuring import durations_s
 from audiolora.speech.utterance import Utterance
 
 IGNORED = -100
@@ -46,7 +47,7 @@ class Clips(Dataset[dict[str, Any]]):
         if not utterances:
             raise ValueError("no clips; each part of the split needs some: ask for more than 0 with test and dev")
         self.utterances, self.channel = tuple(utterances), channel
-        self.durations_s = tuple(duration_s(utterance.audio, name=utterance.where) for utterance in self.utterances)
+        self.durations_s = durations_s(self.utterances)
         self._kept: dict[int, np.ndarray] | None = {} if sum(self.durations_s) <= KEPT_S else None
 
     def __getstate__(self) -> dict[str, Any]:

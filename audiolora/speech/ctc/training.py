@@ -26,24 +26,15 @@ from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_ca
 
 
 class CtcTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Trainer):
-    """Trainer whose development batches are collated apart from those it trains on."""
+    """Trainer whose loss is the mean over all clips of an update."""
 
-    def __init__(self, *args: Any, eval_collator: CtcCollator, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._eval_collator = eval_collator
         # The models take any keyword, so transformers thinks that they heed num_items_in_batch; they do not.
         self.model_accepts_loss_kwargs = False
 
     def items(self, inputs: dict[str, Any]) -> torch.Tensor:
         return torch.tensor(len(inputs["labels"]), device=inputs["labels"].device)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        train_collator: Any = self.data_collator  # type: ignore[has-type]
-        self.data_collator = self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
 
 
 def freeze(model: nn.Module, what: Freeze) -> None:
@@ -120,7 +111,6 @@ def train_ctc(
         train_dataset=train.augmented(settings.augmentation, seed=settings.seed, fits=fits),
         eval_dataset=dev,
         data_collator=CtcCollator(frames, processor, language),
-        eval_collator=CtcCollator(frames, processor, language),
         sampling=settings.sampling,
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
