@@ -71,7 +71,7 @@ def main(
     from rich.console import Console
 
     import audiolora
-    from audiolora.report import whisper_run
+    from audiolora.report import speech_run
     from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.channels import parse_channel
@@ -93,7 +93,7 @@ def main(
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
     if run.finished:
-        return whisper_run.show(run)
+        return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
@@ -140,10 +140,10 @@ def main(
     start = time.monotonic()
     after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
-    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
-    whisper_run.leave(outcome, audiolora.inspect(adapted))
-    return whisper_run.show(run)
+    outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
+    speech_run.leave(outcome, audiolora.inspect(adapted))
+    return speech_run.show(run)
 
 
 if __name__ == "__main__":
