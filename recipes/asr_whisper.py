@@ -48,7 +48,7 @@ def main(
 
     Args:
         model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
-        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
