@@ -49,7 +49,7 @@ def main(
 
     Args:
         model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
-        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
@@ -73,13 +73,13 @@ def main(
     from rich.console import Console
 
     import audiolora
-    from audiolora.report import whisper_run
+    from audiolora.report import speech_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.together import open_together, transcribe_together, zero_shot
@@ -94,7 +94,7 @@ def main(
     process = this_process()
     run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
-        return whisper_run.show(run)
+        return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
@@ -103,12 +103,12 @@ def main(
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     normalize = text_normalizer(whisper.processor, language)
-    utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad),
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
+    utterances = check_for_whisper(
+        read_all(data, audio_column=audio_column, text_column=text_column),
+        whisper,
+        normalize,
         stretch=sound.stretch,
-        normalize=normalize,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
@@ -139,10 +139,10 @@ def main(
     seconds["adapted"] = time.monotonic() - start
     if not process.is_main_process:
         return None
-    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
-    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
-    whisper_run.leave(outcome, audiolora.inspect(adapted))
-    return whisper_run.show(run)
+    outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
+    speech_run.leave(outcome, audiolora.inspect(adapted))
+    return speech_run.show(run)
 
 
 if __name__ == "__main__":

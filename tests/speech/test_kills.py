@@ -23,7 +23,10 @@ from tests.speech.tiny_whisper import tiny_whisper
 from tests.speech.together import run_together, train_as
 
 # 11 clips to train on, 2 a step: 6 steps an epoch, saved after the 4th too.
-SETTINGS = TrainingSettings(epochs=3, batch_size=2, learning_rate=3e-2, spec_augment=True, save_steps=4)
+AUGMENT = "noise5-20dB,gain,mulaw@0.3"
+SETTINGS = TrainingSettings(
+    epochs=3, batch_size=2, learning_rate=3e-2, spec_augment=True, augment=AUGMENT, save_steps=4
+)
 CONTEXT = multiprocessing.get_context("forkserver")
 
 

@@ -15,10 +15,6 @@ from tests.speech.ctc.tiny_ctc import FAMILIES, tiny_ctc
 LENGTHS = (9000, 4001, 20_000, 4001, 1300)
 
 
-def longer_than_the_field(name: str, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    return lengths
-
-
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_clip_s_text_does_not_depend_on_its_neighbours(tmp_path: Path, family: str, layer_norm: bool) -> None:
@@ -29,8 +25,9 @@ def test_a_clip_s_text_does_not_depend_on_its_neighbours(tmp_path: Path, family:
         inputs = loaded.processor.feature_extractor(audio, sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():
             path = loaded.model(**inputs).logits.argmax(-1)[0]
-        if family == "ParakeetForCTC":  # its extractor makes a frame more than it means
-            path = path[: int(loaded.model._get_subsampling_output_length(inputs["attention_mask"].sum(-1)))]
+        if "Bert" in family or "Parakeet" in family:  # their extractors may pad a clip by a frame, masked
+            count = getattr(loaded.model, "_get_subsampling_output_length", lambda steps: steps)
+            path = path[: int(count(inputs["attention_mask"].sum(-1)))]
         path[(path >= 1) & (path <= 3)] = 0  # <s>, </s> and <unk>, which are no letters
         texts.append(loaded.processor.tokenizer.decode(path).strip())
     assert any(texts)
@@ -59,16 +56,16 @@ def test_a_decoder_gets_the_log_probabilities_of_each_clip(tmp_path: Path) -> No
     )
 
 
-def test_greedy_joins_repetitions_and_keeps_what_a_blank_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("hhe_l_ll", "hell"), ("he_e?el", "heeel"), ("|aa||b|", "a b"), ("___", ""), ("<>?", ""), ("aaab", "ab")],
+)
+def test_greedy_joins_repetitions_and_keeps_what_a_blank_parts(tmp_path: Path, path: str, text: str) -> None:
+    """_ the blank, ? <unk>, < and > begin and end of a sentence."""
     tokenizer = processor(tmp_path).tokenizer
-    written = {"heel lo": "heel lo", "hheel": "hel", "he_el_": "heel", "he?el": "heel", "  |a": "a", "": ""}
-    decode = GreedyDecoder(tokenizer)
-    ids = {"_": 0, "?": 3, " ": 4, "|": 4}
-    for path, text in written.items():
-        spaced = [c if i == 0 or path[i - 1] != c or path == "hheel" else "_" + c for i, c in enumerate(path)]
-        letters = [c for c in "".join(spaced)]
-        row = [ids[c] if c in ids else tokenizer.encoder[c] for c in letters] or [0]
-        assert decode(np.eye(len(tokenizer), dtype=np.float32)[row]) == text
+    named = {"_": "<pad>", "?": "<unk>", "<": "<s>", ">": "</s>"}
+    ids = [tokenizer.encoder[named.get(c, c)] for c in path]
+    assert GreedyDecoder(tokenizer)(np.eye(len(tokenizer), dtype=np.float32)[ids]) == text
 
 
 def test_clips_that_cannot_be_heard_are_named(tmp_path: Path) -> None:
