@@ -163,7 +163,7 @@ def augmentation_facts(settings: Mapping[str, Any]) -> list[str]:
     folders = {name: settings.get(name) for name in ("noise_folder", "rir_folder")}
     facts = parse_augmentation(settings.get("augment") or "", **folders).describe()
     if settings.get("spec_augment"):
-        facts.append("SpecAugment: stretches of time and of mel bands masked")
+        facts.append("SpecAugment: stretches of time and of features masked")
     return facts
 
 

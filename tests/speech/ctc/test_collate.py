@@ -109,7 +109,9 @@ def test_labels_are_the_tokenizer_s_and_padded(tmp_path):
         collate([item(one, "a" * 30, "clip8")])
 
 
-def test_a_speed_that_a_text_does_not_fit_is_left_out(tmp_path):
+def test_a_speed_that_a_text_does_not_fit_is_left_out(tmp_path, monkeypatch):
+    """The lengths are what matters here; test_effects has the sound."""
+    monkeypatch.setattr("audiolora.speech.effects.change_rate", lambda x, factor: np.resize(x, -int(-len(x) // factor)))
     loaded = tiny_ctc(tmp_path)
     frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
     tight = next(n for n in range(1000, 9000) if frames(n) == frames_needed([5, 17, 6, 9, 22]))
