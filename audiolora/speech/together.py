@@ -28,7 +28,7 @@ def open_together(folder: Path, settings: Mapping[str, Any], *, fresh: bool = Fa
 def transcribe_together(
     model: Any, processor: Any, clips: Clips, *, by: Callable[..., list[str]] = transcribe, **how: Any
 ) -> list[str]:
-    """`transcribe`, or what else makes texts of clips, spread over the processes; a clip's text does not depend on which of them decodes it.
+    """The texts of clips, decoded by the processes together; a text does not depend on which of them decodes it.
 
     Args:
         model, processor: as ``by`` takes them, the same in every process.
