@@ -132,8 +132,8 @@ def train_ctc(
 def _mask_settings(network: Any, settings: CtcTrainingSettings) -> dict[str, Any]:
     """The config's values while training, as far as masks go."""
     if not settings.spec_augment:
-        return {"apply_spec_augment": False} if hasattr(network.config, "apply_spec_augment") else {}
-    if not hasattr(network.config, "apply_spec_augment"):
+        return {"apply_spec_augment": False} if hasattr(network.config, "mask_time_prob") else {}
+    if not hasattr(network.config, "mask_time_prob"):
         raise ValueError(f"{type(network).__name__} has no SpecAugment of its own; leave spec_augment out")
     config = network.config
     names = ("mask_time_prob", "mask_time_length", "mask_feature_prob", "mask_feature_length")
@@ -166,14 +166,18 @@ def _config(network: Any, masks: dict[str, Any]) -> Iterator[None]:
     wanted = {"ctc_loss_reduction": "mean", "ctc_zero_infinity": False, "layerdrop": 0.0, **masks}
     config = network.config
     before = {name: getattr(config, name) for name in wanted if hasattr(config, name)}
+    # data2vec-audio's config has no apply_spec_augment, and its model takes that for True
+    added = [name for name in masks if name not in before]
     dropping = [(module, module.layerdrop) for module in network.modules() if hasattr(module, "layerdrop")]
-    config.update({name: wanted[name] for name in before})
+    config.update({name: wanted[name] for name in (*before, *added)})
     for module, _ in dropping:  # some encoders read the config once, when they are made
         module.layerdrop = 0.0
     try:
         yield
     finally:
         config.update(before)
+        for name in added:
+            delattr(config, name)
         for module, layerdrop in dropping:
             module.layerdrop = layerdrop
 

@@ -12,16 +12,18 @@ import soundfile
 import torch
 
 from audiolora.speech.ctc.adapter import adapt_ctc
-from audiolora.speech.ctc.collate import CtcCollator
+from audiolora.speech.ctc.collate import CtcCollator, ctc_features
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.ctc.targets import frames_needed
-from audiolora.speech.ctc.training import CtcTrainer, _config, freeze, train_ctc
+from audiolora.speech.ctc.training import CtcTrainer, _config, _mask_settings, freeze, train_ctc
 from audiolora.speech.manifests import DataError, Utterance
 from tests.export.ctc_models import clips
 from tests.speech.ctc.tiny_ctc import FAMILIES, Job, clips_of, tiny_ctc, write_clips
 
 SETTINGS = CtcTrainingSettings(epochs=2, batch_size=3, learning_rate=1e-2)
+UNSTILL = ("ParakeetForCTC", "Wav2Vec2BertForCTC", "Wav2Vec2ConformerForCTC")
+"""Whose layers draw, or have batch norm, in training."""
 TARGETS = {"WavLMForCTC": ["conv"], "Wav2Vec2ConformerForCTC": ["conv"]}
 
 
@@ -119,6 +121,19 @@ def test_masks_change_the_training_and_not_the_model(job: Job, tmp_path: Path) -
     config, fresh = masked.get_base_model().config, job.loaded().model.config
     names = ("apply_spec_augment", "mask_time_prob", "mask_time_length", "layerdrop", "ctc_zero_infinity")
     assert all(getattr(config, name) == getattr(fresh, name) for name in names)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNSTILL])
+def test_nothing_is_masked_unasked(tmp_path: Path, family: str) -> None:
+    """Most configs have masks on; in training without spec_augment the logits are still those of evaluation."""
+    names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+    changes: dict[str, Any] = dict.fromkeys(names, 0.0) | {"mask_time_prob": 0.5, "mask_time_length": 2}
+    loaded = tiny_ctc(tmp_path, family, layer_norm=True, **changes)
+    model, before = loaded.model, loaded.model.config.to_dict()
+    features = ctc_features(loaded.processor, clips(16_000))
+    with torch.no_grad(), _config(model, _mask_settings(model, SETTINGS)):
+        torch.testing.assert_close(model.train()(**features).logits, model.eval()(**features).logits)
+    assert model.config.to_dict() == before
 
 
 def test_masks_that_do_nothing_are_errors(job: Job, tmp_path: Path) -> None:
