@@ -70,9 +70,9 @@ def test_it_is_trained_once_and_says_what_it_is(digits: Path, capsys: pytest.Cap
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
-def test_an_interrupted_training_is_continued_to_the_same_weights(
-    digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_an_interrupted_training_is_continued(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the weights of one that was not."""
     whole = load_ctc("scratch:spoken-digits", log=lambda line: None).model.state_dict()
     monkeypatch.setenv("AUDIOLORA_CACHE", str(digits / "another cache"))
     train = training.train_ctc
@@ -96,9 +96,7 @@ def test_an_interrupted_training_is_continued_to_the_same_weights(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in continued.items())
 
 
-def test_without_the_recordings_the_error_tells_where_to_get_them(
-    digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_recordings_it_is_told_where_to_get_them(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (None, str(digits)):
         monkeypatch.delenv("AUDIOLORA_DATA")
         if value:
