@@ -48,7 +48,7 @@ def main(
 
     Args:
         model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
-        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
@@ -71,14 +71,14 @@ def main(
     from rich.console import Console
 
     import audiolora
-    from audiolora.report import whisper_run
+    from audiolora.report import speech_run
     from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
     from audiolora.speech.decode import transcribe
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.trainer import this_process
@@ -93,7 +93,7 @@ def main(
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
     if run.finished:
-        return whisper_run.show(run)
+        return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
@@ -101,12 +101,12 @@ def main(
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     normalize = text_normalizer(whisper.processor, language)
-    utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad),
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
+    utterances = check_for_whisper(
+        read_all(data, audio_column=audio_column, text_column=text_column),
+        whisper,
+        normalize,
         stretch=sound.stretch,
-        normalize=normalize,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
@@ -140,10 +140,10 @@ def main(
     start = time.monotonic()
     after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
-    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
-    whisper_run.leave(outcome, audiolora.inspect(adapted))
-    return whisper_run.show(run)
+    outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
+    speech_run.leave(outcome, audiolora.inspect(adapted))
+    return speech_run.show(run)
 
 
 if __name__ == "__main__":

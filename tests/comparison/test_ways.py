@@ -89,7 +89,7 @@ def test_ranks_come_near_the_asked_size(method: str) -> None:
 
 def test_both_groups_share_the_parameters() -> None:
     net = tiny_whisper()
-    assert groups_of(net) == ("conv", "attention")
+    assert groups_of(net) == ("conv", "attention", "ffn")
     made = prepared(net, "lora", head=("proj_out",), parameters=8000, steps=100, seed=0)
     sizes = {"conv": 0, "attention": 0}
     for name, parameter in made.net.named_parameters():

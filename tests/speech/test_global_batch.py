@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +16,9 @@ from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.manifests import read_utterances
 from audiolora.speech.settings import TrainingSettings
-from tests.speech.tiny_training import Job, final, train, train_as, write_clips
+from tests.speech.tiny_training import Job, final, train, write_clips
 from tests.speech.tiny_whisper import tiny_whisper
+from tests.speech.together import run_together, train_as
 
 WHOLE_BATCH = TrainingSettings(epochs=3, batch_size=4, learning_rate=3e-3)
 # The largest difference that floats make here was 2e-6 in a loss and 1e-5 in a weight.
@@ -44,21 +43,6 @@ def of_several_lengths(manifest: Path) -> Path:
         row["text"] = " ".join([row["text"].split()[0]] * (1 + index % 4))
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return manifest
-
-
-def run_as(processes: int, job: Job) -> None:
-    """The job in as many processes, forked from one that has imported all."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.speech.tiny_training"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [context.Process(target=train_as, args=(index, processes, port, job)) for index in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    assert [process.exitcode for process in started] == [0] * processes
 
 
 def history(folder: Path, name: str) -> list[float]:
@@ -86,7 +70,7 @@ def test_accumulated_steps(alone, tmp_path):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes(alone, tmp_path, processes):
     job = replace(alone, folder=tmp_path / "run", settings=replace(WHOLE_BATCH, batch_size=4 // processes))
-    run_as(processes, job)
+    run_together(processes, job, train_as)
     assert_same_training(job, alone)
 
 
@@ -94,7 +78,7 @@ def test_processes(alone, tmp_path, processes):
 def test_processes_that_accumulate(alone, tmp_path):
     settings = replace(WHOLE_BATCH, batch_size=1, gradient_accumulation=2)
     job = replace(alone, folder=tmp_path / "run", settings=settings)
-    run_as(2, job)
+    run_together(2, job, train_as)
     assert_same_training(job, alone)
 
 

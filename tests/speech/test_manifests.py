@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolora.speech.manifests import DataError, Utterance, check_utterances, read_utterances
+from audiolora.speech.checking import check_utterances
+from audiolora.speech.manifests import DataError, Utterance, read_utterances
 
 
 def write_wav(path: Path, seconds: float = 0.1, value: float = 0.1) -> Path:
@@ -130,7 +131,7 @@ def test_things_that_are_no_manifest(folder):
     with pytest.raises(DataError, match=r"x.csv: not UTF-8 text \(byte 26\)"):
         read_utterances(folder / "x.csv")
     (folder / "x.xlsx").touch()
-    with pytest.raises(DataError, match=r"x.xlsx: not a manifest.*.jsonl, .json, .csv, .tsv"):
+    with pytest.raises(DataError, match=r"x.xlsx: not a manifest.*.jsonl, .json, .csv, .tsv.*.tar"):
         read_utterances(folder / "x.xlsx")
     (folder / "y.csv").write_text("audio,text\nclips/a.wav,one, two\n")
     with pytest.raises(DataError, match=r"y.csv row 2: more fields than the header"):
@@ -173,7 +174,7 @@ def test_saved_datasets(folder):
     datasets.DatasetDict({"train": plain, "test": encoded}).save_to_disk(str(folder / "both"))
     assert [utterance.audio for utterance in read_utterances(folder / "plain")] == [Path(path) for path in paths]
     found = read_utterances(folder / "encoded")
-    assert [utterance.audio for utterance in found] == [Path(path).read_bytes() for path in paths]
+    assert [utterance.audio.read() for utterance in found] == [Path(path).read_bytes() for path in paths]
     assert [(utterance.text, utterance.where) for utterance in found] == [
         ("one", "encoded row 0"),
         ("two", "encoded row 1"),
@@ -181,8 +182,10 @@ def test_saved_datasets(folder):
     assert [utterance.id for utterance in read_utterances(f"{folder}/both:test")] == [
         utterance.id for utterance in found
     ]
-    with pytest.raises(DataError, match=r"several splits; choose one of .*both:train, .*both:test"):
-        read_utterances(folder / "both")
+    assert [utterance.part for utterance in read_utterances(folder / "both")] == ["train", "train", "test", "test"]
+    datasets.DatasetDict({"train": plain, "extra": encoded}).save_to_disk(str(folder / "odd"))
+    with pytest.raises(DataError, match=r"several splits, and 'extra' is not .* one of .*odd:train, .*odd:extra"):
+        read_utterances(folder / "odd")
     with pytest.raises(DataError, match=r"no split 'dev'"):
         read_utterances(f"{folder}/both:dev")
     with pytest.raises(DataError, match=r"without splits"):

@@ -101,14 +101,6 @@ def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str
     return history
 
 
-def train_as(process: int, processes: int, port: int, job: Job) -> None:
-    """`train`, as one of several processes on this machine, as `accelerate launch --cpu` would start it."""
-    own = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    os.environ.update({name: str(value) for name, value in own.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"})
-    train(job)
-
-
 def final(folder: Path) -> dict[str, torch.Tensor]:
     """The weights that a training ended with."""
     return torch.load(folder / "final.pt")
