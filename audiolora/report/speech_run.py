@@ -91,13 +91,18 @@ class Outcome:
 def about_whisper(outcome: Outcome) -> About:
     """Of a Whisper: its audio context."""
     info: Any = outcome.info
+    notes = [
+        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
+        f"was trained with ({info.context})."
+    ]
+    if info.base_bits != 32:
+        notes.append(
+            f"The base's frozen weights are kept in {info.base_bits} bits; zero-shot is of the rounded base too."
+        )
     return About(
         tag="whisper",
         language=info.language or "en",
-        notes=[
-            "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
-            f"was trained with ({info.context})."
-        ],
+        notes=notes,
         decoding=f"Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.",
         usage=speech_usage(outcome.run.folder, info.base_model),
     )

@@ -53,9 +53,15 @@ def mp3_codec(audio: np.ndarray, kbps: float) -> np.ndarray:
     Returns: samples (n,), 16 kHz.
     """
     level = _compression_level(kbps, _MP3_KBPS)
-    how = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": level}
-    # Frames under 40 kbit/s have no room for LAME's tag, without which a decoder leaves the delay in.
-    return _through(audio, SAMPLE_RATE_HZ, delay=_MP3_DELAY, **how)
+    return _through(
+        audio,
+        SAMPLE_RATE_HZ,
+        delay=_MP3_DELAY,  # frames under 40 kbit/s have no room for LAME's tag, without which decoders leave it in
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        bitrate_mode="CONSTANT",
+        compression_level=level,
+    )
 
 
 def _compression_level(kbps: float, range_kbps: tuple[float, float]) -> float:

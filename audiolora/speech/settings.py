@@ -89,6 +89,11 @@ class TrainingSettings:
         self.augmentation.check()
 
     @property
+    def decoding_context(self) -> Literal["auto", "full"]:
+        """The context to decode at, of an adapter that was trained so."""
+        return "full" if self.context == "full" else "auto"
+
+    @property
     def augmentation(self) -> Augmentation:
         """What `augment` and the folders name."""
         return parse_augmentation(self.augment, noise_folder=self.noise_folder, rir_folder=self.rir_folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -92,23 +93,19 @@ def test_workers_change_nothing(uninterrupted, tmp_path, workers):
 
 
 def kill_at_some_moment(processes: list, folder: Path, draw: random.Random, which: list[int]) -> None:
-    """At a time of its own, or as soon as a file is new or gone: in a save, an evaluation, a deletion."""
-    began = (folder / "began.txt").read_bytes() if (folder / "began.txt").exists() else b""
-    while processes[0].is_alive() and not ((folder / "began.txt").exists() and _other(folder, began)):
-        time.sleep(0.005)
-    if draw.random() < 0.5:
-        time.sleep(draw.uniform(0, 1.0))
-    else:
-        there = set(folder.rglob("*"))
-        while processes[0].is_alive() and set(folder.rglob("*")) == there:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.03))
+    """After so many files have come or gone, and a moment more: in a step, a save, an evaluation or a deletion."""
+    changes, there = draw.randint(1, 60), files_in(folder)
+    while changes and processes[0].is_alive():
+        now = files_in(folder)
+        changes, there = changes - (now != there), now
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.05))
     for index in which:
         processes[index].kill()
 
 
-def _other(folder: Path, began: bytes) -> bool:
-    return (folder / "began.txt").read_bytes() != began
+def files_in(folder: Path) -> set[str]:
+    return {f"{path}/{name}" for path, _, names in os.walk(folder) for name in names}
 
 
 @pytest.mark.slow
