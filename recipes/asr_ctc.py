@@ -3,6 +3,7 @@
     python recipes/asr_ctc.py --data calls.csv --model facebook/wav2vec2-base-960h --name calls
     python recipes/asr_ctc.py --data calls-es.csv --model facebook/wav2vec2-xls-r-300m --vocabulary new --language es
     python recipes/asr_ctc.py --data spoken-digits --model scratch:spoken-digits --channel ssb+500Hz    # needs no hub
+    accelerate launch recipes/asr_ctc.py --data calls.csv                   # several devices
 
 It measures the word error rate on clips held out, trains adapters in convolutions and attention, measures again, and
 leaves adapter, figures and report in runs/NAME. The same command continues a run that was interrupted.
@@ -75,7 +76,6 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.run import open_run
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.clips import Clips
     from audiolora.speech.ctc.adapter import adapt_ctc, ctc_targets, describe_ctc, save_ctc_adapter
@@ -88,6 +88,7 @@ def main(
     from audiolora.speech.manifests import read_all
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.together import open_together, transcribe_together, zero_shot
     from audiolora.speech.trainer import this_process
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
@@ -95,8 +96,7 @@ def main(
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, vocabulary=vocabulary)
     asked |= {"method": method, "r": ranks, "freeze": freeze, "test": test, "dev": dev, **asdict(training)}
     process = this_process()
-    with process.main_process_first():
-        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
+    run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 
@@ -120,10 +120,7 @@ def main(
     # Zero-shot.
     seconds, start = {}, time.monotonic()
     ctc.model.to(process.device)
-    before = run.read("before.json")
-    if before is None and process.is_main_process:
-        before = transcribe_ctc(ctc.model, ctc.processor, heard.audios())
-        run.write("before.json", before)
+    before = zero_shot(run, ctc.model, ctc.processor, heard, by=transcribe_ctc)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
@@ -134,13 +131,14 @@ def main(
     start = time.monotonic()
     history = train_ctc(adapted, ctc.processor, learnt, chosen_by, training, run.training, language=language)
     seconds["training"] = time.monotonic() - start
+
+    # The same held-out clips again; then what the run leaves.
+    start = time.monotonic()
+    after = transcribe_together(adapted, ctc.processor, heard, by=transcribe_ctc)
+    seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
     if not process.is_main_process:
         return None
-
-    start = time.monotonic()  # the same held-out clips again; then what the run leaves
-    after = transcribe_ctc(adapted, ctc.processor, heard.audios())
-    seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
-    outcome = speech_run.Outcome(run, ctc, info, heard, spell, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, ctc, info, split, heard, spell, before, after, history, seconds)
     save_ctc_adapter(adapted, ctc.processor, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)
