@@ -50,7 +50,7 @@ def measure_clips(
     if workers is not None and workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}; 0 decodes in the main process")
     keys = [clip_key(clip) for clip in clips]
-    found = cache.find(keys) if cache is not None else [None] * len(clips)
+    found: list[ClipFacts | None] = [None] * len(clips) if cache is None else cache.find(keys)
     first: dict[object, int] = {}  # rows of one file are measured once
     for index in (i for i, facts in enumerate(found) if facts is None):
         first.setdefault(keys[index] or index, index)
