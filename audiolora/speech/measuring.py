@@ -141,7 +141,8 @@ def _bar(title: str, total: int, known: int, shown: bool) -> Iterator[Callable[[
             return Text("" if task.speed is None else f"{task.speed:,.0f} a second", style="dim")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
-    with bar:
+    console = Console(stderr=True)
+    seen = shown and (console.is_terminal or console.is_jupyter)
+    with Progress(*columns, console=console, transient=True, disable=not seen) as bar:
         task = bar.add_task(title, total=total - known)
         yield lambda: bar.advance(task)
