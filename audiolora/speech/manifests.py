@@ -39,15 +39,22 @@ def read_utterances(
     Args:
         data: one of
             a `.jsonl` (or `.json` with a record a line), `.csv` or `.tsv` manifest, paths absolute or relative to it;
-            a folder with `metadata.csv`/`metadata.jsonl` (column `file_name`), or with an `x.txt` beside each `x.wav`;
-            a directory written by `datasets.save_to_disk`, with `:split` behind it where it holds several;
+            a folder with `metadata.csv`/`metadata.jsonl` (column `file_name`), or with an `x.txt` beside each `x.wav`,
+            or with manifests `train.jsonl`, `test.jsonl`; a Kaldi data directory; a language of Common Voice;
+            LibriSpeech; tar shards; Parquet; what `datasets.save_to_disk` wrote, or one `:split` of it;
+            `shards-{000..012}.tar`; `hf:NAME[:CONFIG][:SPLIT]`, with `?rows=N` or `?hours=H` for that much of it;
+            several of these with commas between, `train=a.jsonl,test=b.jsonl` where they are parts;
             a built-in name, e.g. `prompts-en` (write `./prompts-en` for a folder of that name).
+            A prefix says what a folder is that may be several of them: `kaldi:DATA`.
         audio_column: column with the audio; where absent and left at its default, `audio_filepath`, `path`, `file` or
             `file_name` is taken.
         text_column: column with the transcript; likewise `transcript`, `sentence` or `transcription`.
+        skip_bad: leave bad rows out, logging each with its reason, instead of raising.
 
     Returns: the utterances in the order of the data. The id is the column `id`, else the audio path as written, else a
-    digest of the audio; the speaker is the column `speaker` or `speaker_id`.
+        digest of the audio; the speaker is the column `speaker`, `speaker_id` or `client_id`, the language `language`,
+        `lang` or `locale`; the part is train, dev or test where the data say so. A row with `start` or `end`, or with
+        `offset` and `duration` (NeMo), all in seconds, is that segment of its file.
 
     Raises:
         DataError: nothing there, an unknown format, a missing column, or bad rows (all of them in one error, every one

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from audiolora.speech.rows import DataError
 from audiolora.speech.sources import AudioSource
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Utterance:
             raise DataError(f"{self.where}: the id is empty")
         if not self.text.strip():
             raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
-        if any("\ud800" <= character <= "\udfff" for character in self.text):
+        if _SURROGATE.search(self.text):
             raise DataError(
                 f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8",
                 kind="vocabulary",
