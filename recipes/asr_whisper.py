@@ -35,6 +35,7 @@ def main(
     r_conv: int = 32,
     r_attention: int = 4,
     r_ffn: int = 0,
+    base_bits: Literal[32, 8, 4] = 32,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
     test: int | float | None = None,
     dev: int | float | None = None,
@@ -58,6 +59,7 @@ def main(
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
+        base_bits: of the base's frozen weights: 8 or 4 take less memory, and more time.
         test: held out to measure on: a number of clips, or a share below 1; the data's own test part, else 100.
         dev: held out to choose the best epoch by, likewise; the data's own dev part, else 0.12.
         audio_column: column of the manifest that names the audio file.
@@ -72,15 +74,15 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.run import open_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
+    from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
-    from audiolora.speech.decode import transcribe
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.together import open_together, transcribe_together, zero_shot
     from audiolora.speech.trainer import this_process
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
@@ -88,25 +90,25 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
-    asked |= {"test": test, "dev": dev, **asdict(training)}
+    asked |= {"base_bits": base_bits, "test": test, "dev": dev, **asdict(training)}
     process = this_process()
-    with process.main_process_first():
-        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
+    run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
     whisper = load_whisper(model, log=process.print)
+    quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     normalize = text_normalizer(whisper.processor, language)
-    utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad),
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
+    utterances = check_for_whisper(
+        read_all(data, audio_column=audio_column, text_column=text_column),
+        whisper,
+        normalize,
         stretch=sound.stretch,
-        normalize=normalize,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
@@ -119,27 +121,24 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = run.read("before.json")
-    if before is None and process.is_main_process:
-        before = transcribe(whisper.model, whisper.processor, heard.audios(), context="full", language=language)
-        run.write("before.json", before)
+    before = zero_shot(run, whisper.model, whisper.processor, heard, context="full", language=language)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = AdapterInfo(model, fingerprint(whisper.model), "full" if training.context == "full" else "auto", language)
+    info = AdapterInfo(model, fingerprint(whisper.model), training.decoding_context, language, base_bits)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
     history = train_whisper(adapted, whisper.processor, learnt, chosen_by, training, run.training)
     seconds["training"] = time.monotonic() - start
-    if not process.is_main_process:
-        return None
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
+    after = transcribe_together(adapted, whisper.processor, heard, context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
+    if not process.is_main_process:
+        return None
     outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))

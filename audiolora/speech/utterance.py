@@ -42,15 +42,16 @@ class Utterance:
         if not self.id:
             raise DataError(f"{self.where}: the id is empty")
         if not self.text.strip():
-            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row")
+            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
         if _SURROGATE.search(self.text):
             raise DataError(
-                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8"
+                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8",
+                kind="vocabulary",
             )
         if self.part not in (None, "train", "dev", "test"):
             raise DataError(f"{self.where}: part must be train, dev or test, got {self.part!r}")
         if isinstance(self.audio, Path) and (fault := file_fault(self.audio)):
-            raise DataError(f"{self.where}: {fault}")
+            raise DataError(f"{self.where}: {fault}", kind="missing")
 
 
 def file_fault(path: Path) -> str | None:
