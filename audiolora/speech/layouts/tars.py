@@ -103,7 +103,7 @@ def _rows(path: Path) -> Iterator[Row | str]:
     samples, faults = _index(path)
     yield from (f"{path.name}: {fault}" for fault in faults)
     for key, sample in samples.items():
-        where = f"{path.name}: {key}"
+        where = f"{path.name} key {key}"
         if fault := sample.get("fault"):
             yield f"{where}: {fault}"
         else:
