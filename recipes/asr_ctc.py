@@ -50,7 +50,7 @@ def main(
 
     Args:
         model: a hub name, a local directory, or scratch:spoken-digits: a small one, trained here from scratch and kept.
-        data: a manifest (JSONL, CSV, TSV), a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, -es, -fr, -it, -ru, spoken-digits.
         channel: simulated acoustic channels, left to right, joined by commas: invert, ssb+500Hz, rate1.8, gsm, mulaw,
             lowpass1000, noise10dB, babble5dB.

@@ -120,7 +120,7 @@ def test_what_training_clips_were_put_through_is_listed(tmp_path):
     (run.adapter / "adapter_model.safetensors").write_bytes(b"")
     speech_run.leave(made, INSPECTION)
     for text in (speech_run.card(made), (run.folder / "report.html").read_text()):
-        assert "recorded or white, at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
+        assert "recorded noise at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
         assert "or Opus at 12 kbit/s: 50 % of the clips" in text and "SpecAugment" in text
     assert "augmented" not in speech_run.card(outcome(tmp_path / "without"))
 
