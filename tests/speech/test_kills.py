@@ -11,10 +11,11 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from audiolora.checkpoints import check_processes
+from audiolora.checkpoints import WholeCheckpoints, check_processes
 from audiolora.files import WHOLE
 from audiolora.speech.settings import TrainingSettings
 from tests.speech.test_training import assert_same_end, begun_at
@@ -169,3 +170,15 @@ def test_one_process_does_not_go_on_with_the_work_of_two(uninterrupted, tmp_path
     with pytest.raises(ValueError, match=r"run.checkpoint-\d+: written by 2 processes"):
         train(job)
     assert (newest / WHOLE).exists()
+
+
+def test_what_a_kill_before_a_deletion_left_goes_when_training_goes_on(tmp_path):
+    """The newest and the best stay, and a training that begins deletes nothing."""
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    for newest, best, left in ((0, None, {2, 4, 6, 8}), (8, 4, {4, 8}), (8, None, {8})):
+        state = SimpleNamespace(global_step=newest, best_global_step=best, is_world_process_zero=True)
+        WholeCheckpoints().on_train_begin(args, state, None)
+        assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == left
