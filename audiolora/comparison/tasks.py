@@ -37,8 +37,8 @@ def make_task(
         >>> make_task("ctc", speech={"channel": "gsm"}, sensor={}).channel
         'gsm'
     """
-    given = {key: value for key, value in (("data", data), ("epochs", epochs)) if value is not None}
-    asked = {key: value for key, value in speech.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in (("data", data), ("epochs", epochs)) if value is not None}
+    asked: dict[str, Any] = {key: value for key, value in speech.items() if value is not None}
     if name == "sensor":
         from audiolora.comparison.sensor import SensorTask
 
