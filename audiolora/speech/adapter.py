@@ -41,8 +41,10 @@ class AdapterInfo:
         base_model: what `load_whisper` takes: a hub name, a local directory or an OpenAI ``.pt``.
         base_fingerprint: of the base's convolutions, see `fingerprint`.
         context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
-        language: a Whisper language code, or None for an English-only model.
+        language: a Whisper language code, or None for an English-only model and for several languages.
         format: of this file.
+        longest_s: the longest clip it was trained on, s: at short context, longer audio is decoded in such pieces.
+        timestamps: whether it was trained to write timestamps.
 
     Raises:
         ValueError: another context.
@@ -53,6 +55,8 @@ class AdapterInfo:
     context: Literal["auto", "full"]
     language: str | None
     format: int = FORMAT
+    longest_s: float | None = None
+    timestamps: bool = False
 
     def __post_init__(self) -> None:
         if self.context not in ("auto", "full"):

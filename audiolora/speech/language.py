@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from audiolora.speech.decode import is_multilingual
+from audiolora.speech.language_tokens import is_multilingual
 from audiolora.speech.prompts import BUILTIN
 
 
