@@ -10,13 +10,14 @@ was interrupted.
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
+from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -30,12 +31,13 @@ def main(
     data: str = "prompts-en",
     channel: str = "clean",
     name: str = "whisper",
-    language: str | None = None,
+    texts: Annotated[WhisperTexts, Parameter(name="*")] = WhisperTexts(),  # noqa: B008
     method: Literal["lora", "dora"] = "lora",
     r_conv: int = 32,
     r_attention: int = 4,
     r_ffn: int = 0,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
+    decoding: WhisperDecoding = WhisperDecoding(),  # noqa: B008
     test: int | float = 100,
     dev: int | float = 0.12,
     audio_column: str = "audio",
@@ -53,7 +55,6 @@ def main(
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
-        language: Whisper's code of the language spoken; taken from the name of a built-in set.
         method: lora, or dora.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
@@ -73,11 +74,10 @@ def main(
     import audiolora
     from audiolora.report import whisper_run
     from audiolora.run import open_run
-    from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
+    from audiolora.speech.adapter import save_adapter
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.clips import Clips
-    from audiolora.speech.decode import transcribe
-    from audiolora.speech.language import set_language, spoken_language, text_normalizer
+    from audiolora.speech.language import compared_as, set_languages, spoken_language, text_normalizer
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_by_text
@@ -87,8 +87,8 @@ def main(
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
-    asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
-    asked |= {"test": test, "dev": dev, **asdict(training)}
+    asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks)
+    asked |= {"test": test, "dev": dev, **asdict(training), **asdict(texts), "decoding": asdict(decoding)}
     process = this_process()
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
@@ -99,10 +99,12 @@ def main(
     sound = parse_channel(channel)
     whisper = load_whisper(model, log=process.print)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
-    language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
-    normalize = text_normalizer(whisper.processor, language)
+    utterances = read_utterances(data, audio_column=audio_column, text_column=text_column)
+    texts = replace(texts, language=spoken_language(data, texts.language))
+    utterances, language = set_languages(whisper.model, whisper.processor, utterances, texts)
+    normalize = text_normalizer(whisper.processor, compared_as(utterances))
     utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column),
+        utterances,
         encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
         max_tokens=whisper.model.config.max_target_positions - 8,
         stretch=sound.stretch,
@@ -119,15 +121,12 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = run.read("before.json")
-    if before is None and process.is_main_process:
-        before = transcribe(whisper.model, whisper.processor, heard.audios(), context="full", language=language)
-        run.write("before.json", before)
+    before = whisper_run.zero_shot(run, whisper, heard, decoding) if process.is_main_process else []
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = AdapterInfo(model, fingerprint(whisper.model), "full" if training.context == "full" else "auto", language)
+    info = whisper_run.adapter_info(whisper, learnt, training, texts, language)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
@@ -138,7 +137,7 @@ def main(
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
+    after = whisper_run.heard_by(adapted, whisper, heard, decoding, info)
     seconds["adapted"] = time.monotonic() - start
     outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))

@@ -16,10 +16,14 @@ from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative
 from audiolora.speech.prompts import BUILTIN
 
 if TYPE_CHECKING:
+    import torch
+
     from audiolora.inspection import Inspection
     from audiolora.run import Run
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
+    from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
+    from audiolora.speech.settings import TrainingSettings
     from audiolora.speech.weights import LoadedWhisper
 
 
@@ -58,6 +62,70 @@ class Outcome:
         return before, after
 
 
+def adapter_info(
+    whisper: LoadedWhisper, learnt: Clips, training: TrainingSettings, texts: WhisperTexts, language: str | None
+) -> AdapterInfo:
+    """What the adapter needs besides its weights, by what it is to be trained on."""
+    from audiolora.speech.adapter import AdapterInfo, fingerprint
+
+    return AdapterInfo(
+        whisper.name,
+        fingerprint(whisper.model),
+        "full" if training.context == "full" else "auto",
+        language,
+        longest_s=round(max(learnt.durations_s) * learnt.channel.stretch, 3),
+        timestamps=texts.timestamps == "keep",
+    )
+
+
+def heard_by(
+    model: torch.nn.Module,
+    whisper: LoadedWhisper,
+    heard: Clips,
+    decoding: WhisperDecoding,
+    info: AdapterInfo | None = None,
+) -> list[str]:
+    """What a model writes down of the test clips, each in its own language, as it was trained to hear and write."""
+    from audiolora.speech.decode import transcribe_recordings
+    from audiolora.speech.recordings import recording_of
+
+    clips = [recording_of(heard[index]["audio"], heard[index]["id"]) for index in range(len(heard))]
+    found = transcribe_recordings(
+        model,
+        whisper.processor,
+        clips,
+        context=info.context if info else "full",
+        language=heard.languages(),
+        decoding=decoding,
+        timestamps=info is not None and info.timestamps,
+    )
+    return [one.text for one in found]
+
+
+def zero_shot(run: Run, whisper: LoadedWhisper, heard: Clips, decoding: WhisperDecoding) -> list[str]:
+    """What the base writes down at the 30 s of context it was pretrained with; kept for a run that continues."""
+    texts = run.read("before.json")
+    if texts is None:
+        texts = heard_by(whisper.model, whisper, heard, decoding)
+        run.write("before.json", texts)
+    return texts
+
+
+def by_language(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Word error rates of each language, in percent, where the test clips have several."""
+    languages = outcome.heard.languages()
+    rates = {}
+    for code in sorted({one for one in languages if one}):
+        rows = [row for row, one in enumerate(languages) if one == code]
+        references = [outcome.heard.utterances[row].text for row in rows]
+        before, after = (
+            error_rates(references, [texts[row] for row in rows], normalize=outcome.normalize).wer.value
+            for texts in (outcome.before, outcome.after)
+        )
+        rates[code] = {"clips": len(rows), "wer_before": before, "wer_after": after}
+    return rates if len(rates) > 1 else {}
+
+
 def card(outcome: Outcome) -> str:
     """The adapter's model card."""
     settings = outcome.run.settings
@@ -75,6 +143,7 @@ def card(outcome: Outcome) -> str:
 def leave(outcome: Outcome, inspection: Inspection) -> None:
     """Write report.html, metrics.jsonl and, last of all, summary.json."""
     run, (before, after) = outcome.run, outcome.rates
+    languages = by_language(outcome)
     adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
     write_text(run.folder / "metrics.jsonl", (run.training / "metrics.jsonl").read_text(encoding="utf-8"))
     facts = [
@@ -87,6 +156,13 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             (name.replace("_", " "), str(value))
             for name, value in run.settings.items()
             if name not in ("model", "data", "channel")
+        ),
+        *(
+            (
+                f"word error rate, {code}",
+                f"{one['wer_before']:.1f} % → {one['wer_after']:.1f} % on {one['clips']} clips",
+            )
+            for code, one in languages.items()
         ),
         *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
     ]
@@ -120,6 +196,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "wer_relative_reduction": relative_reduction(before.wer.value, after.wer.value),
             "before": before,
             "after": after,
+            "languages": languages,
             "parameters": {"trained": inspection.trainable_parameters, "total": inspection.total_parameters},
             "adapter_bytes": adapter_bytes,
             "seconds": dict(outcome.seconds),
@@ -137,6 +214,8 @@ def show(run: Run) -> None:
     """Print a finished run's table, and where to look next."""
     summary = run.read("summary.json")
     rows = [("zero-shot", _rates(summary["before"])), ("adapted", _rates(summary["after"]))]
+    for code, one in summary.get("languages", {}).items():
+        print(f"{code}: word error rate {one['wer_before']:.1f} % before, {one['wer_after']:.1f} % after")
     print_summary(
         rows,
         title=f"{summary['base']['name']}, {summary['settings']['data']}, channel {summary['settings']['channel']}",

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, duration_s, read_audio
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
-from audiolora.speech.decode import log_mel
+from audiolora.speech.features import log_mel
+from audiolora.speech.labels import label_ids
 from audiolora.speech.torchaudio_extra import speed_perturb
 from audiolora.speech.utterance import Utterance
 
@@ -25,7 +26,8 @@ KEPT_S = 3600.0
 class Clips(Dataset[dict[str, Any]]):
     """Utterances with their channel, read when asked for.
 
-    Each item is ``{"audio": (n_samples,) float32 at 16 kHz, "text": str, "id": str}``. The channel is seeded by the
+    Each item is ``{"audio": (n_samples,) float32 at 16 kHz, "text": str, "id": str, "language":
+    str or None, "duration_s": float}``, the duration as the file has it. The channel is seeded by the
     clip's id, so a clip always sounds the same, in whatever order and process it is read.
 
     A set of up to ``KEPT_S`` is kept in memory once read: a channel's filters cost more than a short training step.
@@ -51,7 +53,8 @@ class Clips(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         utterance = self.utterances[index]
-        return {"audio": self._audio(index), "text": utterance.text, "id": utterance.id}
+        item = {"audio": self._audio(index), "text": utterance.text, "id": utterance.id}
+        return {**item, "language": utterance.language, "duration_s": self.durations_s[index]}
 
     def _audio(self, index: int) -> np.ndarray:
         if self._kept is not None and index in self._kept:
@@ -61,6 +64,10 @@ class Clips(Dataset[dict[str, Any]]):
         if self._kept is not None:
             self._kept[index] = audio
         return audio
+
+    def languages(self) -> list[str | None]:
+        """Every clip's language, as its utterance has it, in order."""
+        return [utterance.language for utterance in self.utterances]
 
     def audios(self) -> list[np.ndarray]:
         """Every clip's audio, in order."""
@@ -89,7 +96,10 @@ class WhisperCollator:
         audios = [self._at_some_speed(item["audio"]) for item in items]
         frames = self.context.n_frames([len(audio) / SAMPLE_RATE_HZ for audio in audios], training=self.training)
         features = [log_mel(self.processor, audio, frames) for audio in audios]
-        tokens = [self._labels(item["text"]) for item in items]
+        heard = zip(items, audios, strict=True)
+        tokens = [
+            label_ids(self.processor.tokenizer, self.start_token, {**item, "audio": audio}) for item, audio in heard
+        ]
         labels = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
         return {"input_features": torch.stack(features), "labels": labels}
 
@@ -100,7 +110,3 @@ class WhisperCollator:
         if factor == 1 or len(audio) / factor > MAX_DURATION_S * SAMPLE_RATE_HZ:  # slower, it would not fit the model
             return audio
         return speed_perturb(torch.from_numpy(audio), factor=factor, sample_rate_hz=SAMPLE_RATE_HZ).numpy()
-
-    def _labels(self, text: str) -> torch.Tensor:
-        ids = self.processor.tokenizer(text).input_ids
-        return torch.tensor(ids[1:] if ids[0] == self.start_token else ids)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Timestamps = Literal["keep", "drop"]
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -82,3 +85,23 @@ class WhisperDecoding:
     def attempts(self) -> tuple[float, ...]:
         """The temperatures that are tried in turn."""
         return self.temperatures if self.fallback else (0.0,)
+
+
+@dataclass(frozen=True)
+class WhisperTexts:
+    """What a Whisper's texts begin with: the language's token, and whether timestamps stand among their words.
+
+    Args:
+        language: Whisper's code or an English name of what is spoken in rows that have no column "language"; taken from
+            the name of a built-in set.
+        language_token: the language whose token stands for those that Whisper has no token for.
+        timestamps: keep those in the texts (<|0.00|> Hello.<|1.20|>) and learn to write them, or drop them.
+
+    Example:
+        >>> WhisperTexts("lij", language_token="it").timestamps
+        'drop'
+    """
+
+    language: str | None = None
+    language_token: str | None = None
+    timestamps: Timestamps = "drop"

@@ -19,6 +19,7 @@ from audiolora.speech.utterance import Utterance
 __all__ = ["DataError", "Utterance", "check_utterances", "read_utterances"]
 
 AUDIO_ALIASES = ("audio", "audio_filepath", "path", "file", "file_name")
+LANGUAGE_ALIASES = ("language", "lang", "locale")
 TEXT_ALIASES = ("text", "transcript", "sentence", "transcription")
 _LISTED = 20  # problems an error spells out before it counts the rest
 
@@ -218,10 +219,12 @@ def _utterance(where: str, record: Mapping[Any, Any], root: Path, audio_column: 
     else:
         raise DataError(f"{where}: column {audio_column!r} must hold the path of an audio file, got {audio!r}")
     identity, speaker = record.get("id"), record.get("speaker", record.get("speaker_id"))
+    language = next((record[name] for name in LANGUAGE_ALIASES if record.get(name)), None)
     return Utterance(
         id=own_name if identity in (None, "") else str(identity),
         audio=clip,
         text=text.strip(),
         where=where,
         speaker=None if speaker in (None, "") else str(speaker),
+        language=None if language is None else str(language),
     )

@@ -75,7 +75,8 @@ def whisper_transcriber(
     for warning in _warnings(info, trained_at, wanted):
         log(f"warning: {warning}")
     knows_timestamps = info is None or info.timestamps
-    timestamps = wanted.timestamps or (wanted.times and not wanted.words and knows_timestamps)
+    learnt_timestamps = info is not None and info.timestamps  # then it writes worse without them
+    timestamps = wanted.timestamps or learnt_timestamps or (wanted.times and not wanted.words and knows_timestamps)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return lambda recordings: decode.transcribe_recordings(
         model,

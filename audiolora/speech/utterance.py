@@ -18,6 +18,7 @@ class Utterance:
         text: the transcript.
         where: where it was read, for errors: `train.jsonl row 12`.
         speaker: who speaks, where the data says so.
+        language: what is spoken, where the data says so, as written there: `it`, `pt-BR`.
 
     >>> Utterance(id="a", audio=b"RIFF...", text="hello", where="train.jsonl row 1").speaker is None
     True
@@ -28,6 +29,7 @@ class Utterance:
     text: str
     where: str
     speaker: str | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
