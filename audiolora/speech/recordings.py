@@ -127,7 +127,7 @@ def pieces_of(recording: Recording, longest_s: float) -> list[Piece]:
         longest_s: at least 1 s and at most 30 s.
     """
     if recording.duration_s <= longest_s:
-        return [Piece(0.0, recording.duration_s)]
+        return [_piece(recording, 0, len(recording.levels), 0.0)]
     pieces, start = [], 0
     end, longest = len(recording.levels), int(longest_s * LEVELS_PER_S)
     overlap = min(round(OVERLAP_S * LEVELS_PER_S), longest // 4) // 2 * 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from itertools import pairwise
 
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
@@ -152,15 +151,26 @@ def join_overlapping(
     most = int(overlap_s * WORDS_PER_S) + 2
     ends, begins = _units(left[-1]), _units(right[0])
     tail, head = ends[-most:], begins[:most]
-    match = SequenceMatcher(None, [_plain(w) for w in tail], [_plain(w) for w in head], autojunk=False)
-    found = match.find_longest_match()
-    if found.size == 0:
-        return [*left, *right]
-    kept = ends[: len(ends) - len(tail) + found.a + found.size]
-    rest = begins[found.b + found.size :]
-    last = replace(left[-1], text=_joined(kept, left[-1]))
-    first = [replace(right[0], text=_joined(rest, right[0]), start_s=max(right[0].start_s, last.end_s))] if rest else []
-    return [*left[:-1], last, *first, *right[1:]]
+    size, begin, skipped = _longest_common_run([_plain(w) for w in tail], [_plain(w) for w in head])
+    kept, rest = ends, begins
+    if size:
+        kept, rest = ends[: len(ends) - len(tail) + begin + size], begins[skipped + size :]
+    middle_s = min(max(boundary_s, left[-1].start_s), right[0].end_s)
+    last = replace(left[-1], text=_joined(kept, left[-1]), end_s=min(left[-1].end_s, middle_s))
+    first = replace(right[0], text=_joined(rest, right[0]), start_s=max(right[0].start_s, middle_s))
+    return [*left[:-1], last, *([first] if rest else []), *right[1:]]
+
+
+def _longest_common_run(left: Sequence[str], right: Sequence[str]) -> tuple[int, int, int]:
+    """(size, begin in left, begin in right); of several, the last in `left` and of these the first in `right`."""
+    best = (0, 0, 0)
+    for i in range(len(left)):
+        for j in range(len(right)):
+            size = 0
+            while i + size < len(left) and j + size < len(right) and left[i + size] == right[j + size]:
+                size += 1
+            best = max(best, (size, i, -j))
+    return best[0], best[1], -best[2]
 
 
 def _middle(word: Word) -> float:
