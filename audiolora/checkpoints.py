@@ -79,5 +79,19 @@ def epochs_to_train(epochs: int, checkpoint: Path | None) -> int:
     return round(state["epoch"]) if stopped else epochs
 
 
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Of every process a checkpoint holds the random generators, and its steps are of all their clips together.
+
+    Raises:
+        ValueError: it was written by another number of processes than will go on from it.
+    """
+    states = len(list(checkpoint.glob("rng_state*.pth")))
+    if states != processes:
+        raise ValueError(
+            f"{checkpoint}: written by {states} processes at work together, and now there are {processes}, which would "
+            "take other steps; start as many as before, or anew with --fresh"
+        )
+
+
 def _checkpoint(folder: str, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}"

@@ -34,7 +34,7 @@ def transcribe(
     skip_bad: Flag = False,
     out: Path | None = None,
 ) -> int:
-    """Write down what is said in audio files of any length, with an adapter or a plain Whisper.
+    """Write down what is said in audio files of any length, with an adapter, a plain Whisper or a CTC model.
 
     Texts go to stdout, progress and warnings to stderr. What is longer than a piece is cut where it is quiet. Exit
     status: 0, every file is transcribed; 2, an error, and no text is written; 3, --skip-bad left files out.
@@ -42,11 +42,13 @@ def transcribe(
     Args:
         audio: audio files (WAV, FLAC, OGG, Opus, MP3, AIFF, AU), and folders, which are searched for them.
         adapter: a run's folder such as runs/demo, or its adapter's.
-        model: instead of an adapter: a hub name, the folder of a merged or other Whisper, or an OpenAI .pt file.
+        model: instead of an adapter: a hub name, the folder of a merged or other Whisper or CTC model, an OpenAI .pt
+            file, or scratch:spoken-digits, a small wav2vec2 trained here.
         base: another place for the weights that the adapter was trained over, such as a local folder.
         language: Whisper's code of the language spoken; by default the adapter's, else it is detected for each piece.
+            Not for CTC.
         context: what the encoder sees: each piece's own length (auto) or 30 s (full); by default what the adapter or
-            merged model was trained with, and full for a plain Whisper.
+            merged model was trained with, and full for a plain Whisper. Not for CTC.
         piece: the longest piece that is decoded at once, s, at most 30; by default the longest clip that an adapter at
             short context was trained on, else 30.
         timestamps: tell segments and their times, by Whisper's timestamp tokens (json, tsv, srt, vtt).
@@ -87,7 +89,7 @@ def transcribe(
 
 
 def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag = False) -> None:
-    """Merge an adapter into its base: a plain Whisper that transformers alone loads.
+    """Merge an adapter into its base: a plain Whisper or CTC model that transformers alone loads.
 
     The merged model is loaded again and compared with the adapted one; where they differ, nothing is left.
 
@@ -98,8 +100,11 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
         overwrite: replace the model that is in the folder.
     """
     prepare_transformers()
+    from audiolora.speech.ctc.adapter import is_ctc_adapter
     from audiolora.speech.merging import merge_adapter
 
+    if is_ctc_adapter(run):
+        return _merge_ctc(run, out, base, overwrite)
     merged = merge_adapter(run, out, base=base, overwrite=overwrite, log=say)
     print(
         f"{merged.info.base_model} with {merged.info.adapter} merged, in {out} ({merged.size_bytes / 1e6:,.0f} MB)\n"
@@ -111,6 +116,18 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
         print(
             "It was trained at short audio context: programs that pad to 30 s make more errors than that command does."
         )
+
+
+def _merge_ctc(run: Path, out: Path, base: str | None, overwrite: bool) -> None:
+    from audiolora.speech.ctc.merging import merge_ctc_adapter
+
+    merged = merge_ctc_adapter(run, out, base=base, overwrite=overwrite, log=say)
+    print(
+        f"{merged.info.base_model} with {merged.info.adapter} merged, in {out} ({merged.size_bytes / 1e6:,.1f} MB)\n"
+        f"checked: loaded again, its logits differ from the adapter's by at most {merged.difference:.1e}\n"
+        f"load it: {merged.kind}.from_pretrained({str(out)!r})\n"
+        f"try it:  audiolora transcribe AUDIO --model {out}"
+    )
 
 
 def _check_choice(adapter: Path | None, model: str | None, base: str | None) -> None:
@@ -139,6 +156,9 @@ def _check_out(out: Path | None, *, folder: bool, layout: str) -> None:
 def _transcriber(adapter: Path | None, name: str | None, base: str | None, wanted: Wanted) -> Transcriber:
     """What turns recordings into transcriptions, by what the adapter or model is."""
     prepare_transformers()
-    from audiolora.speech.transcribers import whisper_transcriber
+    from audiolora.speech.ctc.applying import is_ctc
+    from audiolora.speech.transcribers import ctc_transcriber, whisper_transcriber
 
+    if is_ctc(adapter, name):
+        return ctc_transcriber(adapter, name, base, wanted, say)
     return whisper_transcriber(adapter, name, base, wanted, say)

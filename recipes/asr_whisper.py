@@ -38,8 +38,8 @@ def main(
     r_ffn: int = 0,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
     decoding: WhisperDecoding = WhisperDecoding(),  # noqa: B008
-    test: int | float = 100,
-    dev: int | float = 0.12,
+    test: int | float | None = None,
+    dev: int | float | None = None,
     audio_column: str = "audio",
     text_column: str = "text",
     skip_bad: bool = False,
@@ -59,8 +59,8 @@ def main(
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
-        test: sentences held out to measure on: a number, or a share below 1.
-        dev: sentences held out to choose the best epoch by, likewise.
+        test: held out to measure on: a number of clips, or a share below 1; the data's own test part, else 100.
+        dev: held out to choose the best epoch by, likewise; the data's own dev part, else 0.12.
         audio_column: column of the manifest that names the audio file.
         text_column: column of the manifest with the transcript.
         skip_bad: leave bad rows out, each named with its reason, instead of stopping.
@@ -72,15 +72,16 @@ def main(
     from rich.console import Console
 
     import audiolora
-    from audiolora.report import whisper_run
+    from audiolora.report import speech_run
     from audiolora.run import open_run
     from audiolora.speech.adapter import save_adapter
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.clips import Clips
+    from audiolora.speech.heard import adapter_info, heard_by, zero_shot
     from audiolora.speech.language import compared_as, set_languages, spoken_language, text_normalizer
     from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.split import keep_split, split_by_text
+    from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.trainer import this_process
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
@@ -93,13 +94,13 @@ def main(
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
     if run.finished:
-        return whisper_run.show(run)
+        return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
     whisper = load_whisper(model, log=process.print)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
-    utterances = read_utterances(data, audio_column=audio_column, text_column=text_column)
+    utterances = read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad)
     texts = replace(texts, language=spoken_language(data, texts.language))
     utterances, language = set_languages(whisper.model, whisper.processor, utterances, texts)
     normalize = text_normalizer(whisper.processor, compared_as(utterances))
@@ -111,7 +112,7 @@ def main(
         normalize=normalize,
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
-    split = split_by_text(utterances, test=test, dev=dev, seed=0)
+    split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")
     console = Console(quiet=not process.is_main_process)
@@ -121,12 +122,12 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = whisper_run.zero_shot(run, whisper, heard, decoding) if process.is_main_process else []
+    before = zero_shot(run, whisper, heard, decoding) if process.is_main_process else []
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = whisper_run.adapter_info(whisper, learnt, training, texts, language)
+    info = adapter_info(whisper, learnt, training, texts, language)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
@@ -137,12 +138,12 @@ def main(
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = whisper_run.heard_by(adapted, whisper, heard, decoding, info)
+    after = heard_by(adapted, whisper, heard, decoding, info)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
-    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
-    whisper_run.leave(outcome, audiolora.inspect(adapted))
-    return whisper_run.show(run)
+    outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
+    speech_run.leave(outcome, audiolora.inspect(adapted))
+    return speech_run.show(run)
 
 
 if __name__ == "__main__":

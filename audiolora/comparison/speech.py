@@ -22,7 +22,7 @@ from audiolora.speech.manifests import check_utterances, read_utterances
 from audiolora.speech.metrics import utterance_errors
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import keep_split, split_by_text
+from audiolora.speech.split import keep_split, split_utterances
 from audiolora.speech.training import train_whisper
 from audiolora.speech.weights import load_whisper
 
@@ -52,6 +52,11 @@ class SpeechTask:
     dev: int | float = 40
     longest_s: float = 10.0
 
+    def network(self) -> nn.Module:
+        """The Whisper."""
+        model: nn.Module = load_whisper(self.model).model
+        return model
+
     def prepare(self, folder: Path) -> None:
         """Load the model once, read every clip once, and write down the split."""
         self.open(folder)
@@ -69,7 +74,7 @@ class SpeechTask:
             normalize=normalize,
             skip_bad=self.data in BUILTIN,
         )
-        split = split_by_text(utterances, test=self.test, dev=self.dev, seed=0)
+        split = split_utterances(utterances, test=self.test, dev=self.dev, seed=0)
         split = replace(split, train=split.train[: self.train_clips or None])
         keep_split(split, folder / "split.json")
         parts = {name: Clips(getattr(split, name), sound) for name in ("train", "dev", "test")}

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audiolora.speech.sources import AudioError, AudioSource, Segment, Source
+
 if TYPE_CHECKING:
     import soundfile
+
+__all__ = ["MAX_DURATION_S", "SAMPLE_RATE_HZ", "AudioError", "duration_s", "read_audio"]
 
 SAMPLE_RATE_HZ = 16_000
 """The rate every clip is brought to: what Whisper and wav2vec2 were trained on."""
@@ -20,19 +24,18 @@ MAX_DURATION_S = 30.0
 
 _CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _LENGTH_UNKNOWN = 0x7FFFF000  # programs that write a WAV into a pipe put the largest number there
-
-
-class AudioError(ValueError):
-    """A clip that cannot be used; the message names the file, the rule and the remedy."""
+_BLOCK = 1 << 16  # samples decoded at once on the way to a segment
 
 
 def read_audio(
-    source: Path | str | bytes, *, name: str | None = None, max_duration_s: float | None = None
+    source: AudioSource | str, *, name: str | None = None, max_duration_s: float | None = None
 ) -> np.ndarray:
     """Read one clip.
 
     Args:
-        source: path of an audio file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, …), or such a file's bytes.
+        source: path of an audio file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, …), such a file's bytes, or a
+            source: a segment of a file, a member of a tar, a cell of a table. Of a segment, its samples alone are
+            read, but for OGG (Vorbis, Opus) and GSM, which are decoded from their beginning.
         name: what errors call the clip; the path by default.
         max_duration_s: refuse a longer clip; None takes any length.
 
@@ -48,15 +51,15 @@ def read_audio(
     with _open(source, called) as file:
         rate_hz = file.samplerate
         _check_whole(file, called)
-        _check_length(file, called, max_duration_s)
+        first, stop = _bounds(source, file, called)
+        _check_length((stop - first) / rate_hz, called, max_duration_s)
         try:
-            frames = file.read(dtype="float32", always_2d=True)  # (n_frames, n_channels)
+            frames = _frames(file, first, stop)  # (n_frames, n_channels)
         except RuntimeError as error:  # soundfile.LibsndfileError
             raise AudioError(f"{called}: corrupt audio ({error}); record or convert it again") from error
-        promised = file.frames
-    if len(frames) < promised:
+    if len(frames) < stop - first:
         raise AudioError(
-            f"{called}: corrupt audio, {len(frames)} of {promised} samples could be read; convert it again"
+            f"{called}: corrupt audio, {len(frames)} of {stop - first} samples could be read; convert it again"
         )
     if len(frames) == 0:
         raise AudioError(f"{called}: zero length, the file holds no samples; remove it or record it again")
@@ -71,8 +74,10 @@ def read_audio(
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
+def duration_s(source: AudioSource | str, *, name: str | None = None) -> float:
     """Length of a clip in seconds, from its header alone.
+
+    The length that a manifest gives a segment is taken as it is, without opening the file; `read_audio` verifies it.
 
     Raises:
         AudioError: a missing file, a folder, or no audio.
@@ -80,12 +85,33 @@ def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
     >>> duration_s("clip.wav")  # doctest: +SKIP
     2.5
     """
-    with _open(source, name or _name(source)) as file:
-        return file.frames / file.samplerate
+    if isinstance(source, Segment) and source.duration_s is not None:
+        return source.duration_s
+    called = name or _name(source)
+    with _open(source, called) as file:
+        first, stop = _bounds(source, file, called)
+        return (stop - first) / file.samplerate
 
 
-def _name(source: Path | str | bytes) -> str:
+def _name(source: AudioSource | str) -> str:
     return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _bounds(source: AudioSource | str, file: soundfile.SoundFile, called: str) -> tuple[int, int]:
+    """The samples [first, stop) of the open file that are the clip."""
+    return source.bounds(file.frames, file.samplerate, called) if isinstance(source, Segment) else (0, file.frames)
+
+
+def _frames(file: soundfile.SoundFile, first: int, stop: int) -> np.ndarray:
+    """Samples [first, stop), (n_frames, n_channels) float32."""
+    # libsndfile's seek into Vorbis now and then lands elsewhere and into Opus is not exact; GSM 6.10 has none.
+    if first and file.seekable() and file.format != "OGG":
+        file.seek(first)
+    else:
+        left = first
+        while left and (skipped := len(file.read(min(left, _BLOCK), dtype="float32", always_2d=True))):
+            left -= skipped
+    return file.read(stop - first, dtype="float32", always_2d=True)
 
 
 def _check_whole(file: soundfile.SoundFile, called: str) -> None:
@@ -98,17 +124,20 @@ def _check_whole(file: soundfile.SoundFile, called: str) -> None:
         raise AudioError(f"{called}: truncated, {there} of {promised} bytes of samples are there; fetch it again")
 
 
-def _check_length(file: soundfile.SoundFile, called: str, max_duration_s: float | None) -> None:
-    length_s = file.frames / file.samplerate
+def _check_length(length_s: float, called: str, max_duration_s: float | None) -> None:
     if max_duration_s is not None and length_s > max_duration_s:
         raise AudioError(
             f"{called}: {length_s:.1f} s, longer than the limit of {max_duration_s:g} s; cut it into pieces"
         )
 
 
-def _open(source: Path | str | bytes, called: str) -> soundfile.SoundFile:
+def _open(source: AudioSource | str, called: str) -> soundfile.SoundFile:
     import soundfile
 
+    if isinstance(source, Segment):
+        source = source.source
+    if isinstance(source, Source):
+        source = source.read()
     if not isinstance(source, bytes):
         path = Path(source)
         if path.is_dir():

@@ -169,7 +169,7 @@ def transcribe_recordings(
                         advance(rest is None)
                 portion = again
     return [
-        Transcription(recording.duration_s, tuple(_joined(plan, segments)))
+        Transcription(recording.duration_s, tuple(joined(plan, segments)))
         for recording, plan, segments in zip(recordings, plans, found, strict=True)
     ]
 
@@ -213,15 +213,15 @@ def _batches(policy: ContextPolicy, portion: Sequence[Heard], batch_size: int) -
             yield n_frames, alike[start : start + batch_size]
 
 
-def _joined(plan: Sequence[Piece], found: Sequence[list[Segment]]) -> list[Segment]:
+def joined(plan: Sequence[Piece], found: Sequence[list[Segment]]) -> list[Segment]:
     """A recording's segments, from those of its pieces."""
-    joined = list(found[0])
+    whole = list(found[0])
     for before, segments in zip(plan, found[1:], strict=False):
         if before.overlap_s:
-            joined = join_overlapping(joined, segments, before.end_s - before.overlap_s / 2, before.overlap_s)
+            whole = join_overlapping(whole, segments, before.end_s - before.overlap_s / 2, before.overlap_s)
         else:
-            joined += segments
-    return joined
+            whole += segments
+    return whole
 
 
 def _token_limit(whisper: WhisperForConditionalGeneration, max_new_tokens: int | None, n_prompt: int) -> int:

@@ -8,25 +8,33 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from audiolora.speech.audio import MAX_DURATION_S, AudioError, read_audio
+from audiolora.speech.layouts.find import row_sets
 from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.rows import DataError, Row, dataset_rows, folder_rows, manifest_rows
-from audiolora.speech.utterance import Utterance
+from audiolora.speech.rows import DataError, Row, RowSet
+from audiolora.speech.segments import segment_times
+from audiolora.speech.sources import AudioSource, Segment, Source
+from audiolora.speech.utterance import Utterance, file_fault
 
-__all__ = ["DataError", "Utterance", "check_utterances", "read_utterances"]
+__all__ = ["DataError", "Utterance", "check_utterances", "read_all", "read_utterances"]
 
 AUDIO_ALIASES = ("audio", "audio_filepath", "path", "file", "file_name")
-LANGUAGE_ALIASES = ("language", "lang", "locale")
 TEXT_ALIASES = ("text", "transcript", "sentence", "transcription")
+SPEAKER_ALIASES = ("speaker", "speaker_id", "client_id")
+LANGUAGE_ALIASES = ("language", "lang", "locale")
+_Checked = dict[Path, str | None]
 _LISTED = 20  # problems an error spells out before it counts the rest
 
 logger = logging.getLogger(__name__)
 
 
-def read_utterances(data: str | Path, *, audio_column: str = "audio", text_column: str = "text") -> list[Utterance]:
+def read_utterances(
+    data: str | Path, *, audio_column: str = "audio", text_column: str = "text", skip_bad: bool = False
+) -> list[Utterance]:
     """Read a set of utterances.
 
     Args:
@@ -43,32 +51,39 @@ def read_utterances(data: str | Path, *, audio_column: str = "audio", text_colum
     digest of the audio; the speaker is the column `speaker` or `speaker_id`.
 
     Raises:
-        DataError: nothing there, an unknown format, a missing column, or bad rows (all of them in one error).
+        DataError: nothing there, an unknown format, a missing column, or bad rows (all of them in one error, every one
+            in its `problems`); with `skip_bad`, of bad rows only when no good one is left.
 
     >>> read_utterances("train.jsonl")[0].where  # doctest: +SKIP
     'train.jsonl row 1'
     """
+    utterances, problems, n_rows = _read_everything(data, audio_column, text_column)
+    if problems and (not skip_bad or not utterances):
+        raise DataError(_listing(f"{data}: {len(problems)} bad rows of {n_rows}", problems), problems)
+    for problem in problems:
+        logger.warning("skipped %s", problem)
+    return utterances
+
+
+def read_all(
+    data: str | Path, *, audio_column: str = "audio", text_column: str = "text"
+) -> tuple[list[Utterance], list[str]]:
+    """As `read_utterances`, but bad rows are handed back instead of raised: (utterances, problems of bad rows).
+
+    Raises:
+        DataError: nothing there, an unknown format, or a missing column.
+
+    >>> utterances, problems = read_all("train.jsonl")  # doctest: +SKIP
+    """
+    utterances, problems, _ = _read_everything(data, audio_column, text_column)
+    return utterances, problems
+
+
+def _read_everything(data: str | Path, audio_column: str, text_column: str) -> tuple[list[Utterance], list[str], int]:
     if str(data) in BUILTIN:
-        return BUILTIN[str(data)].load()
-    path = Path(data).expanduser()
-    columns = (audio_column, text_column)
-    if path.is_file():
-        return _utterances(manifest_rows(path), path.parent, columns, path.name)
-    if not path.exists() and ":" in path.name:  # a saved DatasetDict and its split
-        root, split = path.with_name(path.name.rpartition(":")[0]), path.name.rpartition(":")[2]
-        if root.is_dir():
-            return _utterances(dataset_rows(root, split), root, columns, f"{root.name}:{split}")
-    if not path.is_dir():
-        raise DataError(
-            f"{data}: no such file or folder, and no built-in set (those are {', '.join(BUILTIN)}); give a .jsonl, "
-            ".csv or .tsv manifest, a folder of audio with transcripts, or a directory saved by datasets"
-        )
-    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _utterances(dataset_rows(path, None), path, columns, path.name)
-    for name in ("metadata.jsonl", "metadata.csv", "metadata.tsv"):
-        if (path / name).is_file():
-            return _utterances(manifest_rows(path / name), path, columns, name)
-    return _utterances(folder_rows(path), path, ("audio", "text"), path.name)
+        utterances = BUILTIN[str(data)].load()
+        return utterances, [], len(utterances)
+    return _read(row_sets(data), (audio_column, text_column))
 
 
 def check_utterances(
@@ -160,30 +175,49 @@ def _listing(headline: str, problems: Sequence[str]) -> str:
     return "\n  ".join([headline + ":", *problems[:_LISTED], *rest])
 
 
-def _utterances(rows: Iterable[Row | str], root: Path, columns: tuple[str, str], called: str) -> list[Utterance]:
-    """Build the utterances of `rows`; a row that is a string is a problem its reader met."""
-    listed = list(rows)
-    records = [row for row in listed if not isinstance(row, str)]
-    problems = [row for row in listed if isinstance(row, str)]
-    if not listed:
-        raise DataError(f"{called}: empty, it holds no utterances")
-    if records:
-        found = dict.fromkeys(key for _, record in records for key in record if isinstance(key, str))
-        audio_column = _column(columns[0], AUDIO_ALIASES, list(found), called)
-        text_column = _column(columns[1], TEXT_ALIASES, list(found), called)
-    utterances: dict[str, Utterance] = {}
-    for where, record in records:
-        try:
-            utterance = _utterance(where, record, root, audio_column, text_column)
-        except DataError as error:
-            problems.append(str(error))
+def _read(sets: Sequence[RowSet], columns: tuple[str, str]) -> tuple[list[Utterance], list[str], int]:
+    """The utterances of several sets, the problems of their rows, and how many rows there were."""
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    n_rows = 0
+    checked: dict[Path, str | None] = {}  # files that segments lie in: one look at each
+    for several in sets:
+        rows = list(several.rows)
+        n_rows += len(rows)
+        if not rows:
+            raise DataError(f"{several.called}: empty, it holds no utterances")
+        problems += [row for row in rows if isinstance(row, str)]
+        records = [row for row in rows if not isinstance(row, str)]
+        if not records:
             continue
-        if utterance.id in utterances:
-            problems.append(f"{where}: id {utterance.id!r} was already used in {utterances[utterance.id].where}")
-        utterances.setdefault(utterance.id, utterance)
-    if problems:
-        raise DataError(_listing(f"{called}: {len(problems)} bad rows of {len(listed)}", problems))
-    return list(utterances.values())
+        audio_column, text_column = several.columns or _columns(records, columns, several.called)
+        for where, record in records:
+            try:
+                utterances.append(_utterance(where, record, several, audio_column, text_column, checked))
+            except DataError as error:
+                problems.append(str(error))
+    unique, repeated = _unique(utterances, len(sets) > 1)
+    return unique, problems + repeated, n_rows
+
+
+def _unique(utterances: Sequence[Utterance], several: bool) -> tuple[list[Utterance], list[str]]:
+    """The utterances that are the first of their id. Parts that use the same ids have them led by the part's name."""
+    if several and len({utterance.id for utterance in utterances}) < len(utterances):
+        utterances = [one if one.part is None else replace(one, id=f"{one.part}/{one.id}") for one in utterances]
+    first: dict[str, Utterance] = {}
+    problems = []
+    for utterance in utterances:
+        if first.setdefault(utterance.id, utterance) is not utterance:
+            problems.append(
+                f"{utterance.where}: id {utterance.id!r} was already used in {first[utterance.id].where}; "
+                "give each row an id of its own, or remove one of the two"
+            )
+    return list(first.values()), problems
+
+
+def _columns(records: Iterable[Row], wanted: tuple[str, str], called: str) -> tuple[str, str]:
+    found = list(dict.fromkeys(key for _, record in records for key in record if isinstance(key, str)))
+    return _column(wanted[0], AUDIO_ALIASES, found, called), _column(wanted[1], TEXT_ALIASES, found, called)
 
 
 def _column(wanted: str, aliases: tuple[str, ...], found: list[str], called: str) -> str:
@@ -199,32 +233,57 @@ def _column(wanted: str, aliases: tuple[str, ...], found: list[str], called: str
     )
 
 
-def _utterance(where: str, record: Mapping[Any, Any], root: Path, audio_column: str, text_column: str) -> Utterance:
+def _utterance(
+    where: str, record: Mapping[Any, Any], rows: RowSet, audio_column: str, text_column: str, checked: _Checked
+) -> Utterance:
     if None in record:  # surplus fields, as csv.DictReader hands them over
         raise DataError(f"{where}: more fields than the header has; a comma inside a field needs quotes around it")
-    text, audio = record.get(text_column), record.get(audio_column)
+    text = record.get(text_column)
     if text is None or not isinstance(text, str):
         raise DataError(f"{where}: column {text_column!r} must hold the transcript, got {text!r}")
-    if record.get("offset") not in (None, "", 0, "0", "0.0"):  # NeMo manifests cut segments out of long files
-        raise DataError(
-            f"{where}: segments of a longer file (offset={record['offset']!r}) are not read; cut the file first"
-        )
-    if isinstance(audio, Mapping):  # how datasets stores an undecoded clip: its bytes, or the path of its file
-        audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
-    clip: Path | bytes
-    if isinstance(audio, bytes):
-        clip, own_name = audio, hashlib.sha256(audio).hexdigest()[:16]
-    elif isinstance(audio, str) and audio.strip():
-        clip, own_name = root / Path(audio).expanduser(), audio
-    else:
-        raise DataError(f"{where}: column {audio_column!r} must hold the path of an audio file, got {audio!r}")
-    identity, speaker = record.get("id"), record.get("speaker", record.get("speaker_id"))
-    language = next((record[name] for name in LANGUAGE_ALIASES if record.get(name)), None)
+    clip, own_name = _clip(where, record, rows.root, audio_column)
+    try:
+        times = segment_times(record, audio_column)
+        if times is not None and not isinstance(clip, bytes):
+            clip = Segment(clip, *times)
+            if not clip.whole:
+                length = "" if clip.duration_s is None else format(clip.duration_s, ".10g")
+                own_name = f"{own_name}:{clip.start_s:.10g}+{length}"
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+    if times is not None and isinstance(clip, bytes):
+        raise DataError(f"{where}: a segment of a clip that is stored as bytes in the row; remove its times")
+    if isinstance(clip, Segment):
+        if clip.file not in checked:
+            checked[clip.file] = file_fault(clip.file)
+        if fault := checked[clip.file]:
+            raise DataError(f"{where}: {fault}")
     return Utterance(
-        id=own_name if identity in (None, "") else str(identity),
+        id=_said(record, "id") or own_name,
         audio=clip,
         text=text.strip(),
         where=where,
-        speaker=None if speaker in (None, "") else str(speaker),
-        language=None if language is None else str(language),
+        speaker=_said(record, *SPEAKER_ALIASES),
+        language=_said(record, *LANGUAGE_ALIASES),
+        part=rows.part,
     )
+
+
+def _said(record: Mapping[Any, Any], *columns: str) -> str | None:
+    """What the first of `columns` that says something says."""
+    said = (record.get(column) for column in columns)
+    return next((str(value) for value in said if value not in (None, "")), None)
+
+
+def _clip(where: str, record: Mapping[Any, Any], root: Path, column: str) -> tuple[AudioSource, str]:
+    """The clip of a row and what it is called there."""
+    audio = record.get(column)
+    if isinstance(audio, Source):
+        return audio, str(audio)
+    if isinstance(audio, Mapping):  # how datasets stores an undecoded clip: its bytes, or the path of its file
+        audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
+    if isinstance(audio, bytes):
+        return audio, hashlib.sha256(audio).hexdigest()[:16]
+    if isinstance(audio, str) and audio.strip():
+        return root / Path(audio).expanduser(), audio
+    raise DataError(f"{where}: column {column!r} must hold the path of an audio file, got {audio!r}")

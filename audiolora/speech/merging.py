@@ -142,7 +142,7 @@ def merge_adapter(
         True
     """
     folder = adapter_folder(path)
-    _check_out(out, (folder, Path(base or read_info(folder).base_model).expanduser()), overwrite)
+    check_out(out, (folder, Path(base or read_info(folder).base_model).expanduser()), overwrite)
     adapted, whisper, info = load_adapted(path, base=base, log=log)
     expected = _test_logits(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -153,7 +153,7 @@ def merge_adapter(
         difference = _difference(expected, scratch)
         described = MergedInfo(
             info.base_model,
-            _name(folder),
+            adapter_name(folder),
             info.context,
             info.language,
             longest_s=info.longest_s,
@@ -168,7 +168,17 @@ def merge_adapter(
     return Merged(out, described, difference, size_bytes)
 
 
-def _check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
+def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
+    """Nothing if a merged model may be written to ``out``.
+
+    Args:
+        out: a folder, there or not.
+        sources: what must not be deleted with it: adapter and base.
+        overwrite: replace a model that is there.
+
+    Raises:
+        ValueError: it may not.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     if not out.exists() or not any(out.iterdir()):
@@ -232,7 +242,7 @@ def _difference(expected: torch.Tensor, folder: Path) -> float:
     return difference
 
 
-def _name(adapter: Path) -> str:
+def adapter_name(adapter: Path) -> str:
     """What people call it: the run's name, or the folder's."""
     folder = adapter.resolve()
     return folder.parent.name if folder.name == "adapter" else folder.name

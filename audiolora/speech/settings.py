@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from audiolora.speech.context import ContextMode, ContextPolicy
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class TrainingSettings:
             Interspeech 2015); 0 leaves clips alone, 0.1 is usual. Needs the extra audiolora[torchaudio].
         workers: processes that read audio; 0 reads in the main one.
         seed: of the data order and of dropout.
+        precision: of the forward and the backward; the adapters themselves are float32 always. auto: bf16 on a GPU that
+            has it, fp16 on another, fp32 on CPUs.
+        gradient_checkpointing: keep each layer's input alone and compute the rest again in the backward: the same
+            gradients in less memory, about a third slower.
+        save_steps: save a checkpoint within an epoch too, after every so many steps; 0 saves after epochs alone.
+        save_minutes: save one within an epoch too, when so many minutes have passed since the last; 0 does not.
 
     Raises:
         ValueError: a number outside its range.
@@ -39,6 +48,10 @@ class TrainingSettings:
     speed: float = 0.0
     workers: int = 0
     seed: int = 0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: int = 0
+    save_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
@@ -54,4 +67,10 @@ class TrainingSettings:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
         if not 0 <= self.speed < 1:
             raise ValueError(f"speed is a share in [0, 1), got {self.speed}; try 0.1")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+        if self.save_steps < 0 or not 0 <= self.save_minutes < math.inf:
+            raise ValueError(
+                f"save_steps and save_minutes must not be negative, got {self.save_steps} and {self.save_minutes}"
+            )
         ContextPolicy(self.context)  # it knows the modes

@@ -1,4 +1,4 @@
-"""What turns recordings into transcriptions: a Whisper, plain, merged or with an adapter, set up as it was trained."""
+"""What turns recordings into transcriptions: a Whisper or a CTC model, plain, merged or with an adapter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from audiolora.speech.decoding import WhisperDecoding
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.merging import MergedInfo
     from audiolora.speech.recordings import Recording
@@ -90,6 +92,38 @@ def whisper_transcriber(
         batch_size=wanted.batch_size,
         piece_s=wanted.piece_s or _piece_s(info),
     )
+
+
+def ctc_transcriber(
+    adapter: Path | None, name: str | None, base: str | None, wanted: Wanted, log: Callable[[str], object]
+) -> Transcriber:
+    """Load a CTC model; what is longer than a piece is cut where it is quiet, as a Whisper's is.
+
+    Raises:
+        ValueError: what is Whisper's alone is asked for; or no such adapter or model.
+    """
+    from audiolora.speech.ctc.applying import ctc_decoder
+
+    asked = {"timestamps": wanted.timestamps, "words": wanted.words, "format srt or vtt": wanted.times}
+    asked["beams, --fallback, --prompt and the like"] = wanted.decoding != WhisperDecoding()
+    for option in [option for option, given in asked.items() if given]:
+        raise ValueError(f"--{option}: Whisper's, and {adapter or name} is a CTC model; leave it out")
+    options = {"language": wanted.language, "context": wanted.context, "batch_size": wanted.batch_size}
+    decode = ctc_decoder(adapter, name, base, **options, log=log)  # type: ignore[arg-type]
+    return lambda recordings: [_by_pieces(recording, decode, wanted.piece_s or 30.0) for recording in recordings]
+
+
+def _by_pieces(
+    recording: Recording, decode: Callable[[Sequence[np.ndarray]], list[str]], piece_s: float
+) -> Transcription:
+    from audiolora.speech.decode import joined
+    from audiolora.speech.recordings import pieces_of, read_pieces
+    from audiolora.speech.transcription import Segment, Transcription
+
+    plan = pieces_of(recording, piece_s)
+    texts = decode(list(read_pieces(recording, plan)))
+    said = [[Segment(p.start_s, p.end_s, text)] if text else [] for p, text in zip(plan, texts, strict=True)]
+    return Transcription(recording.duration_s, tuple(joined(plan, said)))
 
 
 def _piece_s(info: AdapterInfo | MergedInfo | None) -> float:

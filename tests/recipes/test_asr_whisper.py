@@ -418,7 +418,7 @@ def full_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def full_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiolora.report.whisper_run.write_report", fail(FULL))
+    monkeypatch.setattr("audiolora.report.speech_run.write_report", fail(FULL))
 
 
 def full_summary(monkeypatch: pytest.MonkeyPatch) -> None:

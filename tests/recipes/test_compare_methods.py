@@ -61,6 +61,8 @@ def test_what_cannot_be_compared_is_told_before_any_work(tmp_path):
         recipe(data="nowhere.csv", out=tmp_path)
     with pytest.raises(ValueError, match="nonsense is none of them"):
         recipe(ways=("lora", "nonsense"), out=tmp_path)
+    with pytest.raises(ValueError, match="lora-attention has nothing to adapt"):
+        recipe(ways=("lora-attention",), out=tmp_path)
     assert not list(tmp_path.glob("*/base"))
     with pytest.raises(ValueError, match=r"learning_rates must lie in \(0, 1\)"):
         recipe(learning_rates=(3.0,), out=tmp_path)

@@ -26,6 +26,7 @@ from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance, read_utterances
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.trainer import this_process
 
 WORDS = "amber birch cedar dune ember fern grove heron iris juniper".split()
 
@@ -95,7 +96,8 @@ def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str
         callbacks=callbacks,
     )
     weights = {name: tensor.detach() for name, tensor in model.named_parameters() if "lora_" in name}
-    torch.save(weights, job.folder / "final.pt")
+    if this_process().is_main_process:
+        torch.save(weights, job.folder / "final.pt")
     return history
 
 
@@ -111,6 +113,8 @@ class _Began(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a") as file:
             file.write(f"{state.global_step}\n")
 

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from audiolora.inspection import Inspection
-from audiolora.report import whisper_run
-from audiolora.report.whisper_run import Outcome
+from audiolora.report import speech_run
+from audiolora.report.speech_run import Outcome
 from audiolora.run import Run, open_run
 from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.channels import parse_channel
@@ -39,7 +39,7 @@ def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv",
     (run.adapter / "adapter_model.safetensors").write_bytes(bytes(1234))
     given: dict[str, Any] = {
         "run": run,
-        "whisper": SimpleNamespace(name="tiny", origin="the local directory tiny"),
+        "base": SimpleNamespace(name="tiny", origin="the local directory tiny"),
         "info": AdapterInfo("tiny", "abc", "auto", None),
         "heard": Clips(utterances, parse_channel(channel)),
         "normalize": str.lower,
@@ -57,7 +57,7 @@ INSPECTION = Inspection((), 10, 1000)
 def test_the_figures_counted_by_hand(tmp_path):
     """Before: one substitution, one deletion; one substitution, one insertion; of 4 words. After: one substitution."""
     made = outcome(tmp_path)
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     summary = json.loads((made.run.folder / "summary.json").read_text())
     assert summary["wer_before"]["value"] == 100.0 and summary["wer_after"]["value"] == 25.0
     assert set(summary["wer_after"]) == {"value", "low", "high"} == set(summary["cer_before"])
@@ -78,14 +78,14 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
         "write",
         lambda run, name, value: (there.extend(p.name for p in run.folder.iterdir()), write(run, name, value)),
     )
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     assert {"report.html", "metrics.jsonl", "adapter", "settings.json"} <= set(there) and "summary.json" not in there
 
 
 def test_what_was_left_is_shown(tmp_path, capsys):
     made = outcome(tmp_path)
-    whisper_run.leave(made, INSPECTION)
-    whisper_run.show(made.run)
+    speech_run.leave(made, INSPECTION)
+    speech_run.show(made.run)
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("100.0", "25.0", "zero-shot", "adapted", "report.html", "audiolora transcribe"):
         assert words in shown
@@ -93,21 +93,21 @@ def test_what_was_left_is_shown(tmp_path, capsys):
 
 def test_a_base_that_makes_no_errors_has_no_relative_reduction(tmp_path, capsys):
     made = outcome(tmp_path, before=REFERENCES)
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     assert json.loads((made.run.folder / "summary.json").read_text())["wer_relative_reduction"] is None
-    whisper_run.show(made.run)
+    speech_run.show(made.run)
     assert "25.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channel", ["clean", "invert"])
 def test_a_channel_is_said_to_be_what_it_is(tmp_path, channel):
     made = outcome(tmp_path, channel=channel)
-    whisper_run.leave(made, INSPECTION)
-    for text in (whisper_run.card(made), (made.run.folder / "report.html").read_text()):
+    speech_run.leave(made, INSPECTION)
+    for text in (speech_run.card(made), (made.run.folder / "report.html").read_text()):
         assert ("simulated" in text.lower()) == (channel == "invert")
 
 
 def test_a_built_in_set_is_attributed(tmp_path):
-    text = whisper_run.card(outcome(tmp_path, data="prompts-en"))
+    text = speech_run.card(outcome(tmp_path, data="prompts-en"))
     assert BUILTIN["prompts-en"].licence in text and BUILTIN["prompts-en"].attribution in text
-    assert "Speech:" not in whisper_run.card(outcome(tmp_path / "own"))
+    assert "Speech:" not in speech_run.card(outcome(tmp_path / "own"))

@@ -1,4 +1,4 @@
-"""What a Whisper adaptation run leaves: model card, summary.json, report.html, and the table in the terminal."""
+"""What a speech adaptation leaves: model card, summary.json, report.html, and the table in the terminal."""
 
 from __future__ import annotations
 
@@ -9,22 +9,40 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from audiolora.files import write_text
-from audiolora.report.speech import ClipResult, SpeechReport, speech_usage, write_report
+from audiolora.report.page import Snippet
+from audiolora.report.speech import ClipResult, SpeechReport, ctc_usage, speech_usage, write_report
 from audiolora.report.table import print_summary
 from audiolora.speech.card import model_card
 from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
 from audiolora.speech.prompts import BUILTIN
 
 if TYPE_CHECKING:
-    import torch
-
     from audiolora.inspection import Inspection
     from audiolora.run import Run
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
-    from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
-    from audiolora.speech.settings import TrainingSettings
+    from audiolora.speech.ctc.adapter import CtcInfo
+    from audiolora.speech.ctc.models import LoadedCtc
     from audiolora.speech.weights import LoadedWhisper
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said of one kind of model alone.
+
+    Args:
+        tag: the hub's name of the kind.
+        language: BCP 47 tag of the transcripts.
+        notes: paragraphs that a reader of the figures must know.
+        decoding: a sentence for the card on how to decode; "" for none.
+        usage: how to use the adapter, for the report.
+    """
+
+    tag: str
+    language: str
+    notes: Sequence[str]
+    decoding: str
+    usage: Sequence[Snippet]
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,7 @@ class Outcome:
 
     Args:
         run: its folder and settings.
-        whisper: the base.
+        base: the model before.
         info: of the adapter.
         heard: the test clips through the channel.
         normalize: what texts are compared by.
@@ -43,8 +61,8 @@ class Outcome:
     """
 
     run: Run
-    whisper: LoadedWhisper
-    info: AdapterInfo
+    base: LoadedWhisper | LoadedCtc
+    info: AdapterInfo | CtcInfo
     heard: Clips
     normalize: Callable[[str], str]
     before: Sequence[str]
@@ -61,59 +79,50 @@ class Outcome:
         )
         return before, after
 
+    @cached_property
+    def about(self) -> About:
+        """By the kind of the adapter."""
+        from audiolora.speech.ctc.adapter import CtcInfo
 
-def adapter_info(
-    whisper: LoadedWhisper, learnt: Clips, training: TrainingSettings, texts: WhisperTexts, language: str | None
-) -> AdapterInfo:
-    """What the adapter needs besides its weights, by what it is to be trained on."""
-    from audiolora.speech.adapter import AdapterInfo, fingerprint
+        return about_ctc(self) if isinstance(self.info, CtcInfo) else about_whisper(self)
 
-    return AdapterInfo(
-        whisper.name,
-        fingerprint(whisper.model),
-        "full" if training.context == "full" else "auto",
-        language,
-        longest_s=round(max(learnt.durations_s) * learnt.channel.stretch, 3),
-        timestamps=texts.timestamps == "keep",
+
+def about_whisper(outcome: Outcome) -> About:
+    """Of a Whisper: its audio context."""
+    info: Any = outcome.info
+    return About(
+        tag="whisper",
+        language=info.language or "en",
+        notes=[
+            "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
+            f"was trained with ({info.context})."
+        ],
+        decoding=f"Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.",
+        usage=speech_usage(outcome.run.folder, info.base_model),
     )
 
 
-def heard_by(
-    model: torch.nn.Module,
-    whisper: LoadedWhisper,
-    heard: Clips,
-    decoding: WhisperDecoding,
-    info: AdapterInfo | None = None,
-) -> list[str]:
-    """What a model writes down of the test clips, each in its own language, as it was trained to hear and write."""
-    from audiolora.speech.decode import transcribe_recordings
-    from audiolora.speech.recordings import recording_of
-
-    clips = [recording_of(heard[index]["audio"], heard[index]["id"]) for index in range(len(heard))]
-    found = transcribe_recordings(
-        model,
-        whisper.processor,
-        clips,
-        context=info.context if info else "full",
-        language=heard.languages(),
-        decoding=decoding,
-        timestamps=info is not None and info.timestamps,
+def about_ctc(outcome: Outcome) -> About:
+    """Of a CTC model: its alphabet, and that it was decoded greedily."""
+    info: Any = outcome.info
+    notes = ["Texts are the best token of each frame, without a language model."]
+    if info.new_head:
+        notes.append(
+            "The output layer was new, for another alphabet than the base's, and was trained with the adapter: before "
+            "the training it wrote what its start drew, not what the base heard."
+        )
+    return About(
+        tag="wav2vec2",
+        language=info.language or "und",
+        notes=notes,
+        decoding="",
+        usage=ctc_usage(outcome.run.folder),
     )
-    return [one.text for one in found]
-
-
-def zero_shot(run: Run, whisper: LoadedWhisper, heard: Clips, decoding: WhisperDecoding) -> list[str]:
-    """What the base writes down at the 30 s of context it was pretrained with; kept for a run that continues."""
-    texts = run.read("before.json")
-    if texts is None:
-        texts = heard_by(whisper.model, whisper, heard, decoding)
-        run.write("before.json", texts)
-    return texts
 
 
 def by_language(outcome: Outcome) -> dict[str, dict[str, float]]:
     """Word error rates of each language, in percent, where the test clips have several."""
-    languages = outcome.heard.languages()
+    languages = [utterance.language for utterance in outcome.heard.utterances]
     rates = {}
     for code in sorted({one for one in languages if one}):
         rows = [row for row, one in enumerate(languages) if one == code]
@@ -135,6 +144,9 @@ def card(outcome: Outcome) -> str:
         summary,
         outcome.info,
         *outcome.rates,
+        tag=outcome.about.tag,
+        decoding=outcome.about.decoding,
+        language=outcome.about.language,
         notes=_notes(outcome),
         attribution=_attribution(outcome),
     )
@@ -147,7 +159,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
     adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
     write_text(run.folder / "metrics.jsonl", (run.training / "metrics.jsonl").read_text(encoding="utf-8"))
     facts = [
-        ("base model", f"{outcome.whisper.name}: {outcome.whisper.origin}"),
+        ("base model", f"{outcome.base.name}: {outcome.base.origin}"),
         ("data", f"{run.settings['data']}: {len(outcome.heard)} clips measured on"),
         ("channel", outcome.heard.channel.description),
         ("trained parameters", f"{inspection.trainable_parameters:,} of {inspection.total_parameters:,}"),
@@ -158,10 +170,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             if name not in ("model", "data", "channel")
         ),
         *(
-            (
-                f"word error rate, {code}",
-                f"{one['wer_before']:.1f} % → {one['wer_after']:.1f} % on {one['clips']} clips",
-            )
+            (f"WER, {code}", f"{one['wer_before']:.1f} % → {one['wer_after']:.1f} % on {one['clips']} clips")
             for code, one in languages.items()
         ),
         *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
@@ -169,7 +178,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
     write_report(
         run.folder / "report.html",
         SpeechReport(
-            title=f"{outcome.whisper.name}, {run.folder.name}",
+            title=f"{outcome.base.name}, {run.folder.name}",
             subtitle=outcome.heard.channel.description,
             before=before,
             after=after,
@@ -178,11 +187,11 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             facts=facts,
             loss=_curve(outcome.history, "loss"),
             eval_loss=_curve(outcome.history, "eval_loss"),
-            usage=speech_usage(run.folder, outcome.info.base_model),
+            usage=outcome.about.usage,
             notes=_notes(outcome),
             attribution=_attribution(outcome),
             channel=outcome.heard.channel.spec,
-            language=outcome.info.language or "en",
+            language=outcome.about.language,
         ),
     )
     run.write(
@@ -200,7 +209,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "parameters": {"trained": inspection.trainable_parameters, "total": inspection.total_parameters},
             "adapter_bytes": adapter_bytes,
             "seconds": dict(outcome.seconds),
-            "base": {"name": outcome.whisper.name, "origin": outcome.whisper.origin},
+            "base": {"name": outcome.base.name, "origin": outcome.base.origin},
             "adapter": asdict(outcome.info),
             "settings": dict(run.settings),
             "versions": {
@@ -258,15 +267,11 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = ["No test sentence occurs in the training part; the speakers may be the same."]
     if outcome.heard.channel.spec != "clean":
         notes.append("The channel is simulated; the recordings are real.")
-    notes.append(
-        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it was "
-        f"trained with ({outcome.info.context})."
-    )
-    return notes
+    return [*notes, *outcome.about.notes]
 
 
 def _attribution(outcome: Outcome) -> list[str]:
-    lines = [f"Base model: {outcome.whisper.name}; {outcome.whisper.origin}"]
+    lines = [f"Base model: {outcome.base.name}; {outcome.base.origin}"]
     if outcome.run.settings["data"] in BUILTIN:
         builtin = BUILTIN[outcome.run.settings["data"]]
         lines.append(f"Speech: {builtin.description}; {builtin.licence}; {builtin.attribution}")

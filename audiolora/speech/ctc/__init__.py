@@ -1,0 +1,1 @@
+"""CTC models of the wav2vec2 family: loading, alphabets, training, decoding."""
