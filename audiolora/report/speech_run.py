@@ -90,9 +90,10 @@ class Outcome:
 def about_whisper(outcome: Outcome) -> About:
     """Of a Whisper: its audio context."""
     info: Any = outcome.info
+    several = any(utterance.language for utterance in outcome.heard.utterances)
     return About(
         tag="whisper",
-        language=info.language or "en",
+        language=info.language or ("mul" if several else "en"),
         notes=[
             "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
             f"was trained with ({info.context})."
