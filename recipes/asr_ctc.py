@@ -11,7 +11,7 @@ leaves adapter, figures and report in runs/NAME. The same command continues a ru
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -85,7 +85,7 @@ def main(
     from audiolora.speech.ctc.training import train_ctc
     from audiolora.speech.ctc.vocabulary import build_vocabulary, spelling
     from audiolora.speech.language import spoken_language
-    from audiolora.speech.manifests import read_utterances
+    from audiolora.speech.manifests import read_all
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.trainer import this_process
@@ -100,16 +100,16 @@ def main(
     if run.finished:
         return speech_run.show(run)
 
-    # The model and the speech; every clip is read once and every fault named before anything is trained.
+    # The model and the speech; every fault is named before training. Of built-in prompts, bad ones are left out.
     torch.manual_seed(training.seed)  # a new head is drawn
     sound, language = parse_channel(channel), spoken_language(data, language)
-    utterances = read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad)
-    letters = build_vocabulary((u.text for u in utterances), language=language) if vocabulary == "new" else None
+    read = read_all(data, audio_column=audio_column, text_column=text_column)
+    letters = build_vocabulary((u.text for u in read.utterances), language=language) if vocabulary == "new" else None
     with process.main_process_first():  # one that is trained here is trained once
         ctc = load_ctc(model, vocabulary=letters, replace=vocabulary == "new", log=process.print)
     targets = ctc_targets(ctc.model, ranks, freeze)
-    how = {"skip_bad": skip_bad or data in BUILTIN}  # a few prompts are over 30 s, or have digits in their transcripts
-    utterances = check_for_ctc(utterances, ctc, language=language, stretch=sound.stretch, **how)
+    how: dict[str, Any] = {"bad_rows": run.folder / "bad_rows.tsv", "skip_bad": skip_bad or data in BUILTIN}
+    utterances = check_for_ctc(read, ctc, language=language, stretch=sound.stretch, **how)
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")

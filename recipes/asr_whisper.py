@@ -4,13 +4,12 @@
     python recipes/asr_whisper.py --data prompts-en --channel gsm,noise10dB     # rehearse on real prompts
     accelerate launch recipes/asr_whisper.py --data calls.csv                   # several devices
 
-It measures the word error rate on sentences held out, trains adapters in the encoder's convolutions and beside them in
-attention, measures again, and leaves adapter, figures and report in runs/NAME. The same command continues a run that
-was interrupted.
+It measures the word error rate on sentences held out, trains adapters in convolutions and attention, measures again,
+and leaves adapter, figures and report in runs/NAME. The same command continues a run that was interrupted.
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +35,7 @@ def main(
     r_conv: int = 32,
     r_attention: int = 4,
     r_ffn: int = 0,
+    base_bits: Literal[32, 8, 4] = 32,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
     decoding: WhisperDecoding = WhisperDecoding(),  # noqa: B008
     test: int | float | None = None,
@@ -50,7 +50,7 @@ def main(
 
     Args:
         model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
-        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
@@ -59,6 +59,7 @@ def main(
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
+        base_bits: of the base's frozen weights: 8 or 4 take less memory, and more time.
         test: held out to measure on: a number of clips, or a share below 1; the data's own test part, else 100.
         dev: held out to choose the best epoch by, likewise; the data's own dev part, else 0.12.
         audio_column: column of the manifest that names the audio file.
@@ -69,47 +70,48 @@ def main(
     """
     require_working_torchaudio_or_none()  # a broken one would break transformers, far from the cause
     import torch
+    from audiolora.speech.heard import adapter_info
     from rich.console import Console
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.run import open_run
     from audiolora.speech.adapter import save_adapter
+    from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
-    from audiolora.speech.heard import adapter_info, heard_by, zero_shot
     from audiolora.speech.language import compared_as, set_languages, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.together import open_together, transcribe_together, zero_shot
     from audiolora.speech.trainer import this_process
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
-    asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks)
+    asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks, base_bits=base_bits)
     asked |= {"test": test, "dev": dev, **asdict(training), **asdict(texts), "decoding": asdict(decoding)}
     process = this_process()
-    with process.main_process_first():
-        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
+    run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
     whisper = load_whisper(model, log=process.print)
+    quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
-    utterances = read_utterances(data, audio_column=audio_column, text_column=text_column, skip_bad=skip_bad)
+    read = read_all(data, audio_column=audio_column, text_column=text_column)
     texts = replace(texts, language=spoken_language(data, texts.language))
-    utterances, language = set_languages(whisper.model, whisper.processor, utterances, texts)
+    utterances, language = set_languages(whisper.model, whisper.processor, read.utterances, texts)
     normalize = text_normalizer(whisper.processor, compared_as(utterances))
-    utterances = check_utterances(
-        utterances,
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
+    utterances = check_for_whisper(
+        read._replace(utterances=utterances),
+        whisper,
+        normalize,
         stretch=sound.stretch,
-        normalize=normalize,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
@@ -122,24 +124,25 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = zero_shot(run, whisper, heard, decoding) if process.is_main_process else []
+    before = zero_shot(run, whisper.model, whisper.processor, heard, context="full", decoding=decoding)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = adapter_info(whisper, learnt, training, texts, language)
+    info = adapter_info(whisper, learnt, training, texts, language, base_bits)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
     history = train_whisper(adapted, whisper.processor, learnt, chosen_by, training, run.training)
     seconds["training"] = time.monotonic() - start
-    if not process.is_main_process:
-        return None
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = heard_by(adapted, whisper, heard, decoding, info)
+    how = {"context": info.context, "decoding": decoding, "timestamps": info.timestamps}
+    after = transcribe_together(adapted, whisper.processor, heard, **how)
     seconds["adapted"] = time.monotonic() - start
+    if not process.is_main_process:
+        return None
     outcome = speech_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))

@@ -107,6 +107,21 @@ def test_a_channel_is_said_to_be_what_it_is(tmp_path, channel):
         assert ("simulated" in text.lower()) == (channel == "invert")
 
 
+def test_what_training_clips_were_put_through_is_listed(tmp_path):
+    asked = {"augment": "noise5-20dB@0.3,gsm|opus12kbps", "noise_folder": "our/yard", "spec_augment": True}
+    run = open_run(tmp_path / "augmented", {**SETTINGS, **asked})
+    made = outcome(tmp_path / "with", run=run)
+    (run.training).mkdir()
+    (run.training / "metrics.jsonl").write_text("")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"")
+    speech_run.leave(made, INSPECTION)
+    for text in (speech_run.card(made), (run.folder / "report.html").read_text()):
+        assert "recorded or white, at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
+        assert "or Opus at 12 kbit/s: 50 % of the clips" in text and "SpecAugment" in text
+    assert "augmented" not in speech_run.card(outcome(tmp_path / "without"))
+
+
 def test_a_built_in_set_is_attributed(tmp_path):
     text = speech_run.card(outcome(tmp_path, data="prompts-en"))
     assert BUILTIN["prompts-en"].licence in text and BUILTIN["prompts-en"].attribution in text

@@ -14,11 +14,12 @@ from torch import nn
 from audiolora.comparison.trials import Scores
 from audiolora.speech.audio import duration_s
 from audiolora.speech.channels import parse_channel
+from audiolora.speech.checking import check_for_whisper
 from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.decode import transcribe
 from audiolora.speech.language import set_language, spoken_language, text_normalizer
-from audiolora.speech.manifests import check_utterances, read_utterances
+from audiolora.speech.manifests import read_utterances
 from audiolora.speech.metrics import utterance_errors
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.settings import TrainingSettings
@@ -66,12 +67,11 @@ class SpeechTask:
         whisper, sound = load_whisper(self.model), parse_channel(self.channel)
         language = set_language(whisper.model, whisper.processor, spoken_language(self.data, self.language))
         normalize = text_normalizer(whisper.processor, language)
-        utterances = check_utterances(
+        utterances = check_for_whisper(
             [u for u in read_utterances(self.data) if duration_s(u.audio) <= self.longest_s],
-            encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-            max_tokens=whisper.model.config.max_target_positions - 8,
+            whisper,
+            normalize,
             stretch=sound.stretch,
-            normalize=normalize,
             skip_bad=self.data in BUILTIN,
         )
         split = split_utterances(utterances, test=self.test, dev=self.dev, seed=0)

@@ -12,6 +12,7 @@ from audiolora.files import write_text
 from audiolora.report.page import Snippet
 from audiolora.report.speech import ClipResult, SpeechReport, ctc_usage, speech_usage, write_report
 from audiolora.report.table import print_summary
+from audiolora.speech.augmentation import augmentation_facts
 from audiolora.speech.card import model_card
 from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
 from audiolora.speech.prompts import BUILTIN
@@ -90,14 +91,19 @@ class Outcome:
 def about_whisper(outcome: Outcome) -> About:
     """Of a Whisper: its audio context."""
     info: Any = outcome.info
+    notes = [
+        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
+        f"was trained with ({info.context})."
+    ]
+    if info.base_bits != 32:
+        notes.append(
+            f"The base's frozen weights are kept in {info.base_bits} bits; zero-shot is of the rounded base too."
+        )
     several = any(utterance.language for utterance in outcome.heard.utterances)
     return About(
         tag="whisper",
         language=info.language or ("mul" if several else "en"),
-        notes=[
-            "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
-            f"was trained with ({info.context})."
-        ],
+        notes=notes,
         decoding=f"Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.",
         usage=speech_usage(outcome.run.folder, info.base_model),
     )
@@ -140,6 +146,8 @@ def card(outcome: Outcome) -> str:
     """The adapter's model card."""
     settings = outcome.run.settings
     summary = f"Trained on {settings['data']}, channel {outcome.heard.channel.spec}, ranks {settings['r']}."
+    if augmented := augmentation_facts(settings):
+        summary += f" Training clips were augmented at random ({'; '.join(augmented)})."
     return model_card(
         outcome.run.folder.name,
         summary,
@@ -168,12 +176,13 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
         *(
             (name.replace("_", " "), str(value))
             for name, value in run.settings.items()
-            if name not in ("model", "data", "channel")
+            if name not in ("model", "data", "channel", "augment", "noise_folder", "rir_folder", "spec_augment")
         ),
         *(
             (f"WER, {code}", f"{one['wer_before']:.1f} % → {one['wer_after']:.1f} % on {one['clips']} clips")
             for code, one in languages.items()
         ),
+        ("augmentation of training clips", "; ".join(augmentation_facts(run.settings)) or "none"),
         *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
     ]
     write_report(

@@ -43,6 +43,7 @@ def transcribe(
     language: str | Sequence[str | None] | None = None,
     task: Literal["transcribe", "translate"] = "transcribe",
     decoding: WhisperDecoding = GREEDY,
+    timestamps: bool = False,
     batch_size: int = 8,
     piece_s: float = LONGEST_PIECE_S,
     progress: bool = True,
@@ -61,6 +62,7 @@ def transcribe(
             multilingual model detect it for each piece. English-only models know "en" alone.
         task: "transcribe", or "translate" into English (multilingual models).
         decoding: greedy unless it says otherwise.
+        timestamps: decode with Whisper's timestamp tokens, as an adapter needs that was trained to write them.
         batch_size: pieces a batch.
         piece_s: what is longer is cut into pieces of at most this; at least 1 s, at most 30 s.
         progress: show a progress bar.
@@ -90,6 +92,7 @@ def transcribe(
         language=language,
         task=task,
         decoding=decoding,
+        timestamps=timestamps,
         batch_size=batch_size,
         piece_s=piece_s,
         progress=progress,

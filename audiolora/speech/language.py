@@ -77,6 +77,8 @@ def set_languages(
         DataError: languages that this Whisper does not know, without a token for them, or rows without any; by row.
         ValueError: a `language_token` that does nothing.
     """
+    if not utterances:
+        return [], None
     token = None if texts.language_token is None else language_code(model, texts.language_token)
     found = [_code(model, utterance.language or texts.language, token) for utterance in utterances]
     rows = zip(utterances, found, strict=True)
@@ -87,6 +89,11 @@ def set_languages(
     unknown = (isinstance(_code(model, one.language or texts.language), _Fault) for one in utterances)
     if token is not None and not any(unknown):
         raise ValueError(f"language token {token!r} does nothing: this Whisper knows every language of the data")
+    if texts.language is not None and all(one.language for one in utterances):
+        if _code(model, texts.language, token) not in found:
+            raise ValueError(
+                f"language {texts.language!r} does nothing: every row says its own, and none says this one"
+            )
     codes = [None if code is None else str(code) for code in found]
     set_language(model, processor, next(filter(None, codes), None), timestamps=texts.timestamps == "keep")
     kept = zip(check_stamps(utterances, texts.timestamps), codes, strict=True)

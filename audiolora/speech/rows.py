@@ -44,11 +44,12 @@ class DataError(ValueError):
     Args:
         message: for people; of many problems it spells out the first.
         problems: every one of them.
+        kind: of one row's fault, a key of `findings.KINDS`.
     """
 
-    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, problems: Iterable[str] = (), *, kind: str = "row") -> None:
         super().__init__(message)
-        self.problems = tuple(problems)
+        self.problems, self.kind = tuple(problems), kind
 
 
 def manifest_rows(path: Path) -> Iterable[Row | str]:

@@ -17,6 +17,8 @@ import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from audiolora.layers.quantized import quantization_of
+
 
 @contextmanager
 def whole_afterwards(model: torch.nn.Module, trainer: Any) -> Iterator[None]:
@@ -29,7 +31,7 @@ def whole_afterwards(model: torch.nn.Module, trainer: Any) -> Iterator[None]:
         trainer: transformers' Trainer of it, which ends with the best checkpoint.
 
     Raises:
-        ValueError: FSDP version 1, or a model without adapters.
+        ValueError: FSDP version 1, a model without adapters, or one over a quantised base.
     """
     if not trainer.is_fsdp_enabled:
         yield
@@ -42,6 +44,8 @@ def whole_afterwards(model: torch.nn.Module, trainer: Any) -> Iterator[None]:
         )
     if not isinstance(model, PeftModel):
         raise ValueError("only adapters are trained over a sharded model; adapt it first, or leave --use_fsdp out")
+    if any(quantization_of(module) is not None for module in model.modules()):
+        raise ValueError("a base in 8 or 4 bits is not sharded; set base_bits to 32, or leave --use_fsdp out")
     plugin.state_dict_config = plugin.optim_state_dict_config = None  # of the kind that accelerate launch chose
     plugin.set_state_dict_type("FULL_STATE_DICT")  # checkpoints hold the adapter whole: it is small
     whole = copy.deepcopy(model).to("cpu")

@@ -18,7 +18,16 @@ extract-segments (max-overshoot); lists round to hundredths of a second, and who
 
 
 class AudioError(ValueError):
-    """A clip that cannot be used; the message names the file, the rule and the remedy."""
+    """A clip that cannot be used.
+
+    Args:
+        message: names the file, the rule and the remedy.
+        kind: what is wrong, a key of `findings.KINDS`.
+    """
+
+    def __init__(self, message: str, *, kind: str = "corrupt") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Source(ABC):
@@ -71,9 +80,11 @@ class TarMember(Source):
                 tar.seek(self.offset)
                 content = tar.read(self.size)
         except OSError as error:
-            raise AudioError(f"{self}: cannot be read ({error})") from error
+            raise AudioError(f"{self}: cannot be read ({error})", kind="unreadable") from error
         if len(content) < self.size:
-            raise AudioError(f"{self}: {len(content)} of {self.size} bytes are there; fetch the archive again")
+            raise AudioError(
+                f"{self}: {len(content)} of {self.size} bytes are there; fetch the archive again", kind="truncated"
+            )
         return content
 
     def __str__(self) -> str:
@@ -127,7 +138,7 @@ class Segment(Source):
         try:
             return self.source.read_bytes()
         except OSError as error:
-            raise AudioError(f"{self.source}: cannot be read ({error})") from error
+            raise AudioError(f"{self.source}: cannot be read ({error})", kind="unreadable") from error
 
     def bounds(self, n_samples: int, rate_hz: int, called: str) -> tuple[int, int]:
         """The samples [first, stop) of a file of `n_samples` at `rate_hz` that are the part.
@@ -140,15 +151,18 @@ class Segment(Source):
             if abs(length_s - self.duration_s) > OVERSHOOT_S:
                 raise AudioError(
                     f"{called}: lasts {length_s:.2f} s, and its row says duration {self.duration_s:g}; mend it, or add "
-                    "an offset (0, say) to have that much of the file"
+                    "an offset (0, say) to have that much of the file",
+                    kind="times",
                 )
             return 0, n_samples
         first = round(self.start_s * rate_hz)
         stop = n_samples if self.duration_s is None else round((self.start_s + self.duration_s) * rate_hz)
         if stop > n_samples + OVERSHOOT_S * rate_hz or first >= n_samples:
-            raise AudioError(f"{called}: the file ends at {length_s:.2f} s, before the segment does; mend its times")
+            raise AudioError(
+                f"{called}: the file ends at {length_s:.2f} s, before the segment does; mend its times", kind="times"
+            )
         if stop <= first:
-            raise AudioError(f"{called}: the segment is shorter than a sample; mend its times")
+            raise AudioError(f"{called}: the segment is shorter than a sample; mend its times", kind="times")
         return first, min(stop, n_samples)
 
     def __str__(self) -> str:

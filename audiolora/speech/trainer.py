@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from audiolora.checkpoints import WholeCheckpoints, check_processes, epochs_to_train, last_whole_checkpoint
 from audiolora.speech.precision import mixed_precision
+from audiolora.speech.sampling import EpochsOfClips
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.training_history import History, SavesWithinEpochs
 
@@ -58,7 +59,7 @@ def trainer_callbacks(settings: TrainingSettings, folder: Path) -> list[TrainerC
     """Whole checkpoints, ``metrics.jsonl`` in the folder, and early stopping where it is set."""
     stopping = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
     saving = SavesWithinEpochs(settings.save_steps, settings.save_minutes)
-    return [saving, WholeCheckpoints(), History(folder / "metrics.jsonl"), *stopping]
+    return [saving, WholeCheckpoints(), EpochsOfClips(), History(folder / "metrics.jsonl"), *stopping]
 
 
 def trainer_arguments(

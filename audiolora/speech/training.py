@@ -14,18 +14,19 @@ from audiolora.checkpoints import NamesAFullDisk
 from audiolora.speech.clips import IGNORED, Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.global_batch import GlobalBatchLoss
+from audiolora.speech.sampling import OrdersClips
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.sharding import whole_afterwards
-from audiolora.speech.torchaudio_extra import require_torchaudio
 from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
 
-class WhisperTrainer(NamesAFullDisk, GlobalBatchLoss, Seq2SeqTrainer):
+class WhisperTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Seq2SeqTrainer):
     """Seq2SeqTrainer whose encoder sees no more than the longest clip of each batch.
 
-    Batches are drawn at random, not by length: batches of like length train a third faster, but they put the one-word
-    clips into batches of their own, and more errors remain (97 against 44 % WER, attention LoRA at learning rate 3e-3,
-    batches of 8, on speech through a voice scrambler). Small batches waste less on padding than large ones.
+    Batches are drawn at random, not by length, where `settings.sampling` does not ask for it: batches of like length
+    train a third faster, but they put the one-word clips into batches of their own, and more errors remain (97 against
+    44 % WER, attention LoRA at learning rate 3e-3, batches of 8, on speech through a voice scrambler). Small batches
+    waste less on padding than large ones.
     """
 
     def __init__(self, *args: Any, eval_collator: WhisperCollator, **kwargs: Any) -> None:
@@ -76,8 +77,6 @@ def train_whisper(
     Returns:
         The trainer's history: one dict a logged step (``step``, ``loss``, …) or evaluation (``eval_loss``).
     """
-    if settings.speed:
-        require_torchaudio("speed perturbation")
     config: Any = (model.get_base_model() if isinstance(model, PeftModel) else model).config
     start = config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
@@ -85,9 +84,10 @@ def train_whisper(
     trainer = WhisperTrainer(
         model=model,
         args=trainer_arguments(Seq2SeqTrainingArguments, settings, epochs, folder),
-        train_dataset=train,
+        train_dataset=train.augmented(settings.augmentation, seed=settings.seed),
         eval_dataset=dev,
-        data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
+        data_collator=WhisperCollator(processor, policy, start, training=True),
+        sampling=settings.sampling,
         eval_collator=WhisperCollator(processor, policy, start, training=False),
         callbacks=[
             *rank_allocation(model),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from audiolora.speech.rows import DataError
 from audiolora.speech.sources import AudioSource
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,16 @@ class Utterance:
         if not self.id:
             raise DataError(f"{self.where}: the id is empty")
         if not self.text.strip():
-            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row")
-        if any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
+        if _SURROGATE.search(self.text):
             raise DataError(
-                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8"
+                f"{self.where}: the text holds half a surrogate pair, which is not Unicode; write it as UTF-8",
+                kind="vocabulary",
             )
         if self.part not in (None, "train", "dev", "test"):
             raise DataError(f"{self.where}: part must be train, dev or test, got {self.part!r}")
         if isinstance(self.audio, Path) and (fault := file_fault(self.audio)):
-            raise DataError(f"{self.where}: {fault}")
+            raise DataError(f"{self.where}: {fault}", kind="missing")
 
 
 def file_fault(path: Path) -> str | None:

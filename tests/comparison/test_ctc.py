@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
 import pytest
 import torch
 
-from audiolora.comparison.ctc import CtcTask
+from audiolora.comparison.ctc import CtcTask, _some
 from audiolora.comparison.tasks import PARAMETERS, make_task
 from audiolora.comparison.ways import groups_of, prepared, ways_for
 from audiolora.speech.ctc.decode import transcribe_ctc
+from audiolora.speech.manifests import read_utterances
 from tests.speech.ctc.tiny_ctc import tiny_ctc, write_clips
 
 
@@ -44,6 +46,15 @@ def test_a_way_is_trained_and_scored(task: CtcTask, tmp_path: Path) -> None:
     plain = opened.base()
     assert all(not p.requires_grad for p in plain.parameters())
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), opened.base().parameters(), strict=True))
+
+
+def test_some_of_the_clips_are_of_all_texts(tmp_path: Path) -> None:
+    """A split stands in groups of one text; its first clips would teach one word."""
+    clips = [replace(u, text=u.text.split()[0]) for u in read_utterances(write_clips(tmp_path, 40, seconds=0.01))]
+    grouped = sorted(clips, key=lambda utterance: utterance.text)
+    drawn = _some(grouped, 20)
+    assert len({utterance.text for utterance in drawn}) > 5 == len({u.text for u in grouped[:20]})
+    assert drawn == _some(clips, 20) and set(_some(clips, 0)) == set(clips)
 
 
 def test_attention_and_feed_forward_layers_are_a_way(task: CtcTask) -> None:

@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_told(call: Callable[..., Path], tmp_path: Path, 
     with pytest.raises(ValueError, match=message):
         call(tmp_path, **changes)
     left = {path.name for path in (tmp_path / "tiny").iterdir()} if (tmp_path / "tiny").exists() else set()
-    assert left <= {"settings.json"}
+    assert left <= {"settings.json", "bad_rows.tsv"}
 
 
 @pytest.mark.slow

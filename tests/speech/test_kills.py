@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -22,7 +23,10 @@ from tests.speech.tiny_whisper import tiny_whisper
 from tests.speech.together import run_together, train_as
 
 # 11 clips to train on, 2 a step: 6 steps an epoch, saved after the 4th too.
-SETTINGS = TrainingSettings(epochs=3, batch_size=2, learning_rate=3e-2, spec_augment=True, save_steps=4)
+AUGMENT = "noise5-20dB,gain,mulaw@0.3"
+SETTINGS = TrainingSettings(
+    epochs=3, batch_size=2, learning_rate=3e-2, spec_augment=True, augment=AUGMENT, save_steps=4
+)
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -89,23 +93,19 @@ def test_workers_change_nothing(uninterrupted, tmp_path, workers):
 
 
 def kill_at_some_moment(processes: list, folder: Path, draw: random.Random, which: list[int]) -> None:
-    """At a time of its own, or as soon as a file is new or gone: in a save, an evaluation, a deletion."""
-    began = (folder / "began.txt").read_bytes() if (folder / "began.txt").exists() else b""
-    while processes[0].is_alive() and not ((folder / "began.txt").exists() and _other(folder, began)):
-        time.sleep(0.005)
-    if draw.random() < 0.5:
-        time.sleep(draw.uniform(0, 1.0))
-    else:
-        there = set(folder.rglob("*"))
-        while processes[0].is_alive() and set(folder.rglob("*")) == there:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.03))
+    """After so many files have come or gone, and a moment more: in a step, a save, an evaluation or a deletion."""
+    changes, there = draw.randint(1, 60), files_in(folder)
+    while changes and processes[0].is_alive():
+        now = files_in(folder)
+        changes, there = changes - (now != there), now
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.05))
     for index in which:
         processes[index].kill()
 
 
-def _other(folder: Path, began: bytes) -> bool:
-    return (folder / "began.txt").read_bytes() != began
+def files_in(folder: Path) -> set[str]:
+    return {f"{path}/{name}" for path, _, names in os.walk(folder) for name in names}
 
 
 @pytest.mark.slow

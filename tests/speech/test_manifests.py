@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolora.speech.manifests import DataError, Utterance, check_utterances, read_utterances
+from audiolora.speech.checking import check_utterances
+from audiolora.speech.manifests import DataError, Utterance, read_utterances
 
 
 def write_wav(path: Path, seconds: float = 0.1, value: float = 0.1) -> Path:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import audiolora
 from audiolora.files import WHOLE
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.sharding import whole_afterwards
 from tests.speech.test_global_batch import assert_same_training, history
 from tests.speech.tiny_training import Job, final, train, write_clips
 from tests.speech.tiny_whisper import tiny_whisper
@@ -89,7 +92,28 @@ def test_the_best_epoch_is_taken(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_version_1_is_refused(alone, tmp_path, capfd):
+def test_version_1_ends_before_the_first_step(alone, tmp_path):
     job = replace(alone, folder=tmp_path / "run", settings=halved(alone))
     assert run_together(2, job, partial(train_sharded, version=1)) == [1, 1]
-    assert "start it with accelerate launch --use_fsdp --fsdp_version 2" in capfd.readouterr().err
+    assert not (job.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "message"),
+    [
+        (
+            1,
+            lambda: torch.nn.Linear(2, 2),
+            "FSDP version 1 .*accelerate launch --use_fsdp --fsdp_version 2",
+        ),
+        (2, lambda: torch.nn.Linear(2, 2), "only adapters are trained over a sharded model"),
+        (2, lambda: audiolora.adapt(audiolora.quantize(torch.nn.Linear(2, 2)), r=1), "8 or 4 bits is not sharded"),
+    ],
+)
+def test_what_is_not_sharded(version, model, message):
+    plugin = SimpleNamespace(fsdp_version=version)
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=True, accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    )
+    with pytest.raises(ValueError, match=message), whole_afterwards(model(), trainer):
+        pass

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, WhisperForConditionalGeneration, Whisp
 import audiolora
 from audiolora import checkpoints
 from audiolora.speech import training
+from audiolora.speech.base_bits import quantize_base
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance, read_utterances
@@ -62,6 +63,7 @@ class Job:
     method: str = "lora"
     dropout: float = 0.0
     dev_text: str | None = None
+    base_bits: int = 32
     dies: str | None = None
     at_step: int = 0
 
@@ -79,6 +81,7 @@ def train(job: Job) -> None:
 def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str, float]]:
     """Train, write the adapter's weights to `final.pt`, and return the history."""
     whisper = WhisperForConditionalGeneration.from_pretrained(job.whisper)
+    quantize_base(whisper, job.base_bits)
     processor = WhisperProcessor.from_pretrained(job.whisper)
     torch.manual_seed(0)
     model = audiolora.adapt(whisper, job.method, r=2, dropout=job.dropout)

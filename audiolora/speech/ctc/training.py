@@ -14,36 +14,27 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from audiolora.adalora_callback import rank_allocation
 from audiolora.checkpoints import NamesAFullDisk
 from audiolora.speech.clips import Clips
-from audiolora.speech.ctc.collate import CtcCollator
+from audiolora.speech.ctc.collate import CtcCollator, Fits
 from audiolora.speech.ctc.frames import FrameCount, ctc_network
 from audiolora.speech.ctc.heads import head_of
 from audiolora.speech.ctc.settings import CtcTrainingSettings, Freeze
 from audiolora.speech.ctc.targets import check_targets
 from audiolora.speech.global_batch import GlobalBatchLoss
+from audiolora.speech.sampling import OrdersClips
 from audiolora.speech.sharding import whole_afterwards
-from audiolora.speech.torchaudio_extra import require_torchaudio
 from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
 
-class CtcTrainer(NamesAFullDisk, GlobalBatchLoss, Trainer):
-    """Trainer whose development batches are collated apart from those it trains on."""
+class CtcTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Trainer):
+    """Trainer whose loss is the mean over all clips of an update."""
 
-    def __init__(self, *args: Any, eval_collator: CtcCollator, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._eval_collator = eval_collator
         # The models take any keyword, so transformers thinks that they heed num_items_in_batch; they do not.
         self.model_accepts_loss_kwargs = False
 
     def items(self, inputs: dict[str, Any]) -> torch.Tensor:
         return torch.tensor(len(inputs["labels"]), device=inputs["labels"].device)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        train_collator: Any = self.data_collator  # type: ignore[has-type]
-        self.data_collator = self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
 
 
 def freeze(model: nn.Module, what: Freeze) -> None:
@@ -107,21 +98,20 @@ def train_ctc(
         DataError: clips that CTC cannot be trained on, all of them by name (`speech.ctc.targets`).
         ValueError: masks that the model does not have, or a development loss that was never finite.
     """
-    if settings.speed:
-        require_torchaudio("speed perturbation")
     network = ctc_network(model)
     masks = _mask_settings(network, settings)
     for part, mask_time_length in ((train, masks.get("mask_time_length")), (dev, None)):
         check_targets(model, processor, part, language=language, mask_time_length=mask_time_length)
     checkpoint, epochs = resume_point(settings, folder)
     frames = FrameCount.of(model, processor.feature_extractor)
+    fits = Fits(frames, processor, language, masks.get("mask_time_length"))
     trainer = CtcTrainer(
         model=model,
         args=trainer_arguments(TrainingArguments, settings, epochs, folder),
-        train_dataset=train,
+        train_dataset=train.augmented(settings.augmentation, seed=settings.seed, fits=fits),
         eval_dataset=dev,
-        data_collator=CtcCollator(frames, processor, language, training=True, speed=settings.speed),
-        eval_collator=CtcCollator(frames, processor, language, training=False),
+        data_collator=CtcCollator(frames, processor, language),
+        sampling=settings.sampling,
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
     with (

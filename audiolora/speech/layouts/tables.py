@@ -5,6 +5,7 @@ A column of sound is a struct with `bytes` and `path`, as `datasets.Audio` store
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from audiolora.speech.rows import DataError, Row
 from audiolora.speech.sources import AudioError, Source
 
 _BATCH = 1000  # rows turned into Python at once
+_LARGE = 64 << 20  # bytes of a row group that are a lot to read for one clip
 _Stamp = tuple[int, int]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,7 @@ def parquet_rows(files: Sequence[Path], called: str) -> Iterator[Row | str]:
             sounds = _sound_columns(schema)
             leaves = {name: f"{name}.bytes" if _is_struct(schema, name) else name for name in sounds}
             with_paths = [f"{name}.path" for name in sounds if _is_struct(schema, name)]
+            _warn_if_large(table, file, list(leaves.values()))
             for group in range(table.num_row_groups):
                 batch = table.read_row_group(group, columns=_plain_columns(schema) + with_paths)
                 rows = batch.select([name for name in batch.column_names if name not in sounds]).to_pylist()
@@ -232,10 +237,27 @@ def _held(column: Any) -> list[bool]:
     return found
 
 
+def _chunk(table: Any, group: int, leaf: str) -> Any:
+    about = table.metadata.row_group(group)
+    return next(about.column(i) for i in range(about.num_columns) if about.column(i).path_in_schema == leaf)
+
+
+def _warn_if_large(table: Any, file: Path, leaves: Sequence[str]) -> None:
+    chunks = (_chunk(table, group, leaf) for group in range(table.num_row_groups) for leaf in leaves)
+    size = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    if size > _LARGE:
+        logger.warning(
+            "%s: has row groups of %.0f MiB of audio, and one is read for every clip; write them smaller "
+            "(to_parquet(batch_size=100)), or let datasets unpack the folder once: hf:%s",
+            file,
+            size / (1 << 20),
+            file.parent,
+        )
+
+
 def _held_in_group(table: Any, group: int, leaf: str) -> list[bool]:
     """As `_held`, by the row group's count of nulls; only where some are and some are not, they are looked at."""
-    about = table.metadata.row_group(group)
-    chunk = next(about.column(i) for i in range(about.num_columns) if about.column(i).path_in_schema == leaf)
+    about, chunk = table.metadata.row_group(group), _chunk(table, group, leaf)
     missing = chunk.statistics.null_count if chunk.statistics is not None and chunk.statistics.has_null_count else None
     if missing in (0, about.num_rows):
         return [missing == 0] * about.num_rows
@@ -282,4 +304,4 @@ def _group(path: str, group: int, column: str, stamp: _Stamp) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
-        return table.read_row_group(group, columns=[column]).column(0)
+        return table.read_row_group(group, columns=[column], use_threads=False).column(0)

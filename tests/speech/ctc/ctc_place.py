@@ -25,7 +25,7 @@ def save_run(
     info = describe_ctc(loaded, str(base), "en")
     adapted = adapt_ctc(loaded, r=2, targets=targets)
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
     open_run(folder, {"model": str(base)})

@@ -117,7 +117,7 @@ def test_merge_keeps_to_its_rules(there: Path, said: Any, tmp_path: Path, monkey
 
 def test_a_head_of_the_adapter_s_own_is_merged_too(tmp_path: Path, said: Any) -> None:
     save_base(tmp_path / "base")
-    adapted, loaded = save_run(tmp_path / "run", tmp_path / "base", vocabulary=Vocabulary(tuple("abcñ")))
+    adapted, _ = save_run(tmp_path / "run", tmp_path / "base", vocabulary=Vocabulary(tuple("abcñ")))
     told = said("merge", tmp_path / "run", "--out", tmp_path / "merged")
     assert told.status == 0, told.err
     audiolora.disable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 
 from audiolora.speech.audio import AudioError, read_audio
+from audiolora.speech.layouts import tables
 from audiolora.speech.layouts.tables import ArrowCell, ParquetCell
 from audiolora.speech.manifests import DataError, read_all, read_utterances
 from audiolora.speech.sources import file_of
@@ -117,6 +119,32 @@ def test_plain_binary_columns_and_decoded_ones(tmp_path):
     pq.write_table(decoded, tmp_path / "y.parquet")
     with pytest.raises(DataError, match=r"y.parquet: no column 'audio'; found 'text'"):
         read_utterances(tmp_path / "y.parquet")
+
+
+def test_large_row_groups_are_told_once_a_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tables, "_LARGE", 2000)
+    pq.write_table(pa.table({"audio": SOUNDS, "text": ["a"] * 10}), tmp_path / "x.parquet", row_group_size=4)
+    assert contents(tmp_path / "x.parquet") == SOUNDS
+    assert len(caplog.messages) == 1 and f"or let datasets unpack the folder once: hf:{tmp_path}" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_worker_processes_read_the_same(tmp_path, name):
+    from torch.utils.data import DataLoader
+
+    spoken().to_parquet(str(tmp_path / "x.parquet"), batch_size=3)
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, spoken().data.schema) as stream:
+        stream.write_table(pq.read_table(tmp_path / "x.parquet"))
+    clips = [one.audio for one in read_utterances(tmp_path / name)]
+    assert clips[0].read() == SOUNDS[0]  # so that the file is open here before the workers are
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch counts processors
+        loader = DataLoader([[clip] for clip in clips], num_workers=2, batch_size=None, collate_fn=read_first)
+    assert list(loader) == SOUNDS
+
+
+def read_first(clips: list) -> bytes:
+    return clips[0].read()
 
 
 def test_files_that_are_none(tmp_path):
