@@ -70,17 +70,16 @@ def main(
     """
     require_working_torchaudio_or_none()  # a broken one would break transformers, far from the cause
     import torch
-    from audiolora.speech.heard import adapter_info
     from rich.console import Console
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.speech.adapter import save_adapter
+    from audiolora.speech.adapter import describe, save_adapter
     from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
-    from audiolora.speech.language import compared_as, set_languages, spoken_language, text_normalizer
+    from audiolora.speech.language import compared_as, set_languages, text_normalizer
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.together import open_together, transcribe_together, zero_shot
@@ -103,7 +102,6 @@ def main(
     quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     read = read_all(data, audio_column=audio_column, text_column=text_column)
-    texts = replace(texts, language=spoken_language(data, texts.language))
     utterances, language = set_languages(whisper.model, whisper.processor, read.utterances, texts)
     normalize = text_normalizer(whisper.processor, compared_as(utterances))
     utterances = check_for_whisper(
@@ -129,7 +127,7 @@ def main(
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = adapter_info(whisper, learnt, training, texts, language, base_bits)
+    info = describe(whisper, learnt, training, texts, language, base_bits)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
@@ -138,8 +136,7 @@ def main(
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    how = {"context": info.context, "decoding": decoding, "timestamps": info.timestamps}
-    after = transcribe_together(adapted, whisper.processor, heard, **how)
+    after = transcribe_together(adapted, whisper.processor, heard, decoding=decoding, **info.options)
     seconds["adapted"] = time.monotonic() - start
     if not process.is_main_process:
         return None
