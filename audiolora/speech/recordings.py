@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ, AudioError, _check_whole, _open, read_audio
+from audiolora.speech.audio import SAMPLE_RATE_HZ, AudioError, read_audio
+from audiolora.speech.audio_file import check_whole, open_audio
 from audiolora.speech.features import check_samples
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def open_recording(path: Path, *, name: str | None = None) -> Recording:
     """
     called = name or str(path)
     levels, read = [], 0
-    with _open(path, called) as file:
+    with open_audio(path, called) as file:
         rate_hz, promised = file.samplerate, file.frames
-        _check_whole(file, called)
+        check_whole(file, called)
         while len(block := _read(file, _BLOCK_S * rate_hz, called)):
             if not np.isfinite(block).all():
                 at_s = (read + np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) / rate_hz
@@ -177,7 +178,7 @@ def read_pieces(recording: Recording, pieces: Sequence[Piece]) -> Iterator[np.nd
 
 
 def _read_forwards(path: Path, called: str, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
-    with _open(path, called) as file:
+    with open_audio(path, called) as file:
         rate_hz, held_from, held = file.samplerate, 0, np.zeros(0, np.float32)
         for piece in pieces:
             first = max(0, round((piece.start_s - _MARGIN_S) * rate_hz))
