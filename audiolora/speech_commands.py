@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from audiolora.speech.decoding import WhisperDecoding
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from audiolora.speech.adapter import AdapterInfo
-    from audiolora.speech.merging import MergedInfo
+    from audiolora.speech.transcribers import Transcriber, Wanted
+    from audiolora.speech.transcripts import Format
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -26,16 +24,20 @@ def transcribe(
     base: str | None = None,
     language: str | None = None,
     context: Literal["auto", "full"] | None = None,
+    piece: float | None = None,
+    decoding: Annotated[WhisperDecoding, Parameter(name="*")] = WhisperDecoding(),  # noqa: B008
+    timestamps: Flag = False,
+    words: Flag = False,
     batch_size: int = 8,
-    format: Literal["text", "json", "tsv"] = "text",
+    format: Literal["text", "json", "tsv", "srt", "vtt"] = "text",
     json: Flag = False,
     skip_bad: Flag = False,
     out: Path | None = None,
 ) -> int:
-    """Write down what is said in audio files, with an adapter, a plain Whisper or a CTC model.
+    """Write down what is said in audio files of any length, with an adapter, a plain Whisper or a CTC model.
 
-    Texts go to stdout, progress and warnings to stderr. A file may last 30 s. Exit status: 0, every file is
-    transcribed; 2, an error, and no text is written; 3, --skip-bad left files out.
+    Texts go to stdout, progress and warnings to stderr. What is longer than a piece is cut where it is quiet. Exit
+    status: 0, every file is transcribed; 2, an error, and no text is written; 3, --skip-bad left files out.
 
     Args:
         audio: audio files (WAV, FLAC, OGG, Opus, MP3, AIFF, AU), and folders, which are searched for them.
@@ -43,39 +45,46 @@ def transcribe(
         model: instead of an adapter: a hub name, the folder of a merged or other Whisper or CTC model, an OpenAI .pt
             file, or scratch:spoken-digits, a small wav2vec2 trained here.
         base: another place for the weights that the adapter was trained over, such as a local folder.
-        language: Whisper's code of the language spoken; by default the adapter's, else it is detected. Not for CTC.
-        context: what the encoder sees: each clip's own length (auto) or 30 s (full); by default what the adapter or
+        language: Whisper's code of the language spoken; by default the adapter's, else it is detected for each piece.
+            Not for CTC.
+        context: what the encoder sees: each piece's own length (auto) or 30 s (full); by default what the adapter or
             merged model was trained with, and full for a plain Whisper. Not for CTC.
-        batch_size: clips decoded at once.
-        format: text (path and text with a tab between; for a single file its text alone), json (a list of objects) or
-            tsv (with a header).
+        piece: the longest piece that is decoded at once, s, at most 30; by default the longest clip that an adapter at
+            short context was trained on, else 30.
+        timestamps: tell segments and their times, by Whisper's timestamp tokens (json, tsv, srt, vtt).
+        words: tell each word's times, by the decoder's attention (json); segments then begin and end with their words.
+        batch_size: pieces decoded at once.
+        format: text (path and text with a tab between; for a single file its text alone), json (a list of objects),
+            tsv (with a header), or captions as srt or vtt: of several files into the folder OUT.
         json: short for --format json.
         skip_bad: leave files out that cannot be transcribed, each named with its reason, instead of stopping.
         out: write the texts into this file instead of to stdout.
     """
-    from audiolora.speech.transcripts import Transcript, check_audio_files, find_audio, read_by_the_hour, render
+    from audiolora.speech.transcribers import Wanted
+    from audiolora.speech.transcripts import Transcript, check_audio_files, find_audio, render, write_captions
 
-    if json and format == "tsv":
-        raise ValueError("--json and --format tsv contradict each other; give one")
-    if out is not None and out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file")
+    layout = _layout(format, json, timestamps, words)
+    captions = layout in ("srt", "vtt")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if piece is not None and not 1 <= piece <= 30:
+        raise ValueError(f"--piece must be between 1 and 30 s, got {piece:g}")
     _check_choice(adapter, model, base)
     files = find_audio(audio)
+    _check_out(out, folder=captions and len(files) > 1, layout=layout)
     good, bad = check_audio_files(files)
     for problem in bad:
         say(f"left out: {problem}" if skip_bad else problem)
     if bad and not (skip_bad and good):
         remedy = "nothing is left to transcribe" if skip_bad else "mend them, or leave them out with --skip-bad"
         raise ValueError(f"{len(bad)} of {len(files)} files cannot be transcribed; {remedy}")
-    decode = _decoder(adapter, model, base, language, context, batch_size)
-    transcripts = [
-        Transcript(path, duration_s, text)
-        for portion, audios in read_by_the_hour(good)
-        for (path, duration_s), text in zip(portion, decode(audios), strict=True)
-    ]
-    write_result(render(transcripts, "json" if json else format, alone=len(files) == 1), out)
+    wanted = Wanted(language, context, piece, decoding, timestamps, words, captions, batch_size)
+    said = _transcriber(adapter, model, base, wanted)([recording for _, recording in good])
+    transcripts = [Transcript(path, one) for (path, _), one in zip(good, said, strict=True)]
+    if captions and len(files) > 1 and out is not None:
+        write_captions(transcripts, layout, out)
+    else:
+        write_result(render(transcripts, layout, alone=len(files) == 1, timed=timestamps or words), out)
     return EXIT_LEFT_OUT if bad else 0
 
 
@@ -128,44 +137,28 @@ def _check_choice(adapter: Path | None, model: str | None, base: str | None) -> 
         raise ValueError("--base goes with --adapter: it is another place for the adapter's base model")
 
 
-def _decoder(
-    adapter: Path | None,
-    name: str | None,
-    base: str | None,
-    language: str | None,
-    context: Literal["auto", "full"] | None,
-    batch_size: int,
-) -> Callable[[Sequence[np.ndarray]], list[str]]:
-    """What turns clips into texts, set up as the adapter or merged model says, unless the user says otherwise."""
-    prepare_transformers()
-    import torch
+def _layout(format: Format, json: bool, timestamps: bool, words: bool) -> Format:
+    if json and format not in ("text", "json"):
+        raise ValueError(f"--json and --format {format} contradict each other; give one")
+    layout: Format = "json" if json else format
+    if layout == "text" and (timestamps or words):
+        raise ValueError("--format text tells no times; with --timestamps or --words give json, tsv, srt or vtt")
+    return layout
 
-    from audiolora.speech import decode
-    from audiolora.speech.adapter import load_adapted
-    from audiolora.speech.ctc.applying import ctc_decoder, is_ctc
-    from audiolora.speech.merging import read_merged
-    from audiolora.speech.weights import load_whisper
+
+def _check_out(out: Path | None, *, folder: bool, layout: str) -> None:
+    if folder and (out is None or out.is_file()):
+        raise ValueError(f"--format {layout} is a file for each audio file; name a folder for them with --out")
+    if not folder and out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+
+
+def _transcriber(adapter: Path | None, name: str | None, base: str | None, wanted: Wanted) -> Transcriber:
+    """What turns recordings into transcriptions, by what the adapter or model is."""
+    prepare_transformers()
+    from audiolora.speech.ctc.applying import is_ctc
+    from audiolora.speech.transcribers import ctc_transcriber, whisper_transcriber
 
     if is_ctc(adapter, name):
-        how = {"language": language, "context": context, "batch_size": batch_size}
-        return ctc_decoder(adapter, name, base, **how, log=say)  # type: ignore[arg-type]
-    info: AdapterInfo | MergedInfo | None
-    if adapter is not None:
-        model, whisper, info = load_adapted(adapter, base=base, log=say)
-    else:
-        whisper = load_whisper(str(name), log=say)
-        model, info = whisper.model, read_merged(Path(str(name)).expanduser())
-    trained_at = info.context if info else "full"
-    if context not in (None, trained_at):
-        say(f"warning: trained at context {trained_at}, decoded at {context} as asked; expect more errors")
-    if info and info.language and language not in (None, info.language):
-        say(f"warning: trained on language {info.language}, decoded as {language} as asked; expect more errors")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return lambda audios: decode.transcribe(
-        model,
-        whisper.processor,
-        audios,
-        context=context or trained_at,
-        language=language or (info.language if info else None),
-        batch_size=batch_size,
-    )
+        return ctc_transcriber(adapter, name, base, wanted, say)
+    return whisper_transcriber(adapter, name, base, wanted, say)

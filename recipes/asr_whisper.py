@@ -4,9 +4,8 @@
     python recipes/asr_whisper.py --data prompts-en --channel gsm,noise10dB     # rehearse on real prompts
     accelerate launch recipes/asr_whisper.py --data calls.csv                   # several devices
 
-It measures the word error rate on sentences held out, trains adapters in the encoder's convolutions and beside them in
-attention, measures again, and leaves adapter, figures and report in runs/NAME. The same command continues a run that
-was interrupted.
+It measures the word error rate on sentences held out, trains adapters in convolutions and attention, measures again,
+and leaves adapter, figures and report in runs/NAME. The same command continues a run that was interrupted.
 """
 
 import time
@@ -17,6 +16,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
+from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -30,13 +30,14 @@ def main(
     data: str = "prompts-en",
     channel: str = "clean",
     name: str = "whisper",
-    language: str | None = None,
+    texts: Annotated[WhisperTexts, Parameter(name="*")] = WhisperTexts(),  # noqa: B008
     method: Literal["lora", "dora"] = "lora",
     r_conv: int = 32,
     r_attention: int = 4,
     r_ffn: int = 0,
     base_bits: Literal[32, 8, 4] = 32,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
+    decoding: WhisperDecoding = WhisperDecoding(),  # noqa: B008
     test: int | float | None = None,
     dev: int | float | None = None,
     audio_column: str = "audio",
@@ -54,7 +55,6 @@ def main(
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
-        language: Whisper's code of the language spoken; taken from the name of a built-in set.
         method: lora, or dora.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
@@ -74,12 +74,12 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
+    from audiolora.speech.adapter import describe, save_adapter
     from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
-    from audiolora.speech.language import set_language, spoken_language, text_normalizer
+    from audiolora.speech.language import compared_as, set_languages, text_normalizer
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
     from audiolora.speech.together import open_together, transcribe_together, zero_shot
@@ -89,8 +89,8 @@ def main(
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
-    asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
-    asked |= {"base_bits": base_bits, "test": test, "dev": dev, **asdict(training)}
+    asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks, base_bits=base_bits)
+    asked |= {"test": test, "dev": dev, **asdict(training), **asdict(texts), "decoding": asdict(decoding)}
     process = this_process()
     run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
@@ -101,10 +101,11 @@ def main(
     whisper = load_whisper(model, log=process.print)
     quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
-    language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
-    normalize = text_normalizer(whisper.processor, language)
+    read = read_all(data, audio_column=audio_column, text_column=text_column)
+    utterances, language = set_languages(whisper.model, whisper.processor, read.utterances, texts)
+    normalize = text_normalizer(whisper.processor, compared_as(utterances))
     utterances = check_for_whisper(
-        read_all(data, audio_column=audio_column, text_column=text_column),
+        read._replace(utterances=utterances),
         whisper,
         normalize,
         stretch=sound.stretch,
@@ -121,12 +122,12 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = zero_shot(run, whisper.model, whisper.processor, heard, context="full", language=language)
+    before = zero_shot(run, whisper.model, whisper.processor, heard, context="full", decoding=decoding)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = AdapterInfo(model, fingerprint(whisper.model), training.decoding_context, language, base_bits)
+    info = describe(whisper, learnt, training, texts, language, base_bits)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
@@ -135,7 +136,7 @@ def main(
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = transcribe_together(adapted, whisper.processor, heard, context=info.context, language=language)
+    after = transcribe_together(adapted, whisper.processor, heard, decoding=decoding, **info.options)
     seconds["adapted"] = time.monotonic() - start
     if not process.is_main_process:
         return None

@@ -103,9 +103,10 @@ def about_whisper(outcome: Outcome) -> About:
         notes.append(
             f"The base's frozen weights are kept in {info.base_bits} bits; zero-shot is of the rounded base too."
         )
+    several = any(utterance.language for utterance in outcome.heard.utterances)
     return About(
         tag="whisper",
-        language=info.language or "en",
+        language=info.language or ("mul" if several else "en"),
         notes=notes,
         decoding=f"Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.",
         usage=speech_usage(outcome.run.folder, info.base_model),
@@ -130,6 +131,21 @@ def about_ctc(outcome: Outcome) -> About:
     )
 
 
+def by_language(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Word error rates of each language, in percent, where the test clips have several."""
+    languages = [utterance.language for utterance in outcome.heard.utterances]
+    rates = {}
+    for code in sorted({one for one in languages if one}):
+        rows = [row for row, one in enumerate(languages) if one == code]
+        references = [outcome.heard.utterances[row].text for row in rows]
+        before, after = (
+            error_rates(references, [texts[row] for row in rows], normalize=outcome.normalize).wer.value
+            for texts in (outcome.before, outcome.after)
+        )
+        rates[code] = {"clips": len(rows), "wer_before": before, "wer_after": after}
+    return rates if len(rates) > 1 else {}
+
+
 def card(outcome: Outcome) -> str:
     """The adapter's model card."""
     settings = outcome.run.settings
@@ -152,6 +168,7 @@ def card(outcome: Outcome) -> str:
 def leave(outcome: Outcome, inspection: Inspection) -> None:
     """Write report.html, metrics.jsonl and, last of all, summary.json."""
     run, (before, after) = outcome.run, outcome.rates
+    languages = by_language(outcome)
     adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
     write_text(run.folder / "metrics.jsonl", (run.training / "metrics.jsonl").read_text(encoding="utf-8"))
     facts = [
@@ -164,6 +181,10 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             (name.replace("_", " "), str(value))
             for name, value in run.settings.items()
             if name not in ("model", "data", "channel", "augment", "noise_folder", "rir_folder", "spec_augment")
+        ),
+        *(
+            (f"WER, {code}", f"{one['wer_before']:.1f} % → {one['wer_after']:.1f} % on {one['clips']} clips")
+            for code, one in languages.items()
         ),
         ("augmentation of training clips", "; ".join(augmentation_facts(run.settings)) or "none"),
         *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
@@ -198,6 +219,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "wer_relative_reduction": relative_reduction(before.wer.value, after.wer.value),
             "before": before,
             "after": after,
+            "languages": languages,
             "parameters": {"trained": inspection.trainable_parameters, "total": inspection.total_parameters},
             "adapter_bytes": adapter_bytes,
             "seconds": dict(outcome.seconds),
@@ -215,6 +237,8 @@ def show(run: Run) -> None:
     """Print a finished run's table, and where to look next."""
     summary = run.read("summary.json")
     rows = [("zero-shot", _rates(summary["before"])), ("adapted", _rates(summary["after"]))]
+    for code, one in summary.get("languages", {}).items():
+        print(f"{code}: word error rate {one['wer_before']:.1f} % before, {one['wer_after']:.1f} % after")
     print_summary(
         rows,
         title=f"{summary['base']['name']}, {summary['settings']['data']}, channel {summary['settings']['channel']}",

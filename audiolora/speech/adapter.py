@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
+    from audiolora.speech.clips import Clips
+    from audiolora.speech.decoding import WhisperTexts
+    from audiolora.speech.settings import TrainingSettings
     from audiolora.speech.weights import LoadedWhisper
 
 FORMAT = 1
@@ -42,10 +45,12 @@ class AdapterInfo:
         base_model: what `load_whisper` takes: a hub name, a local directory or an OpenAI ``.pt``.
         base_fingerprint: of the base's convolutions, see `fingerprint`.
         context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
-        language: a Whisper language code, or None for an English-only model.
+        language: a Whisper language code, or None for an English-only model and for several languages.
         base_bits: 8 or 4 where it was trained over a base that `quantize_base` had rounded; otherwise 32. Its
             fingerprint is of the rounded weights.
         format: of this file.
+        longest_s: the longest clip it was trained on, s: at short context, longer audio is decoded in such pieces.
+        timestamps: whether it was trained to write timestamps.
 
     Raises:
         ValueError: another context, or other bits.
@@ -57,6 +62,13 @@ class AdapterInfo:
     language: str | None
     base_bits: int = 32
     format: int = FORMAT
+    longest_s: float | None = None
+    timestamps: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `transcribe` is to be told, so that it hears and writes as the adapter was trained to."""
+        return {"context": self.context, "timestamps": self.timestamps}
 
     def __post_init__(self) -> None:
         if self.context not in ("auto", "full"):
@@ -73,6 +85,26 @@ def fingerprint(model: nn.Module) -> str:
     for convolution in (encoder.conv1, encoder.conv2):
         digest.update(convolution.weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def describe(
+    whisper: LoadedWhisper,
+    learnt: Clips,
+    training: TrainingSettings,
+    texts: WhisperTexts,
+    language: str | None,
+    base_bits: int = 32,
+) -> AdapterInfo:
+    """What an adapter needs besides its weights, by what it is to be trained on."""
+    return AdapterInfo(
+        whisper.name,
+        fingerprint(whisper.model),
+        training.decoding_context,
+        language,
+        base_bits,
+        longest_s=round(max(learnt.durations_s) * learnt.channel.stretch, 3),
+        timestamps=texts.timestamps == "keep",
+    )
 
 
 def save_adapter(model: PeftModel, folder: Path, info: AdapterInfo, card: str) -> None:

@@ -13,7 +13,8 @@ from audiolora.speech.audio import SAMPLE_RATE_HZ, read_audio
 from audiolora.speech.augmentation import Augmentation, torch_generator
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
-from audiolora.speech.decode import log_mel
+from audiolora.speech.features import log_mel
+from audiolora.speech.labels import label_ids
 from audiolora.speech.measuring import durations_s
 from audiolora.speech.utterance import Utterance
 
@@ -29,7 +30,8 @@ KEPT_S = 3600.0
 class Clips(Dataset[dict[str, Any]]):
     """Utterances with their channel, read when asked for.
 
-    Each item is ``{"audio": (n_samples,) float32 at 16 kHz, "text": str, "id": str}``. The channel is seeded by the
+    Each item is ``{"audio": (n_samples,) float32 at 16 kHz, "text": str, "id": str, "language":
+    str or None, "duration_s": float}``, the duration as the file has it. The channel is seeded by the
     clip's id, so a clip always sounds the same, in whatever order and process it is read.
 
     A set of up to ``KEPT_S`` is kept in memory once read: a channel's filters cost more than a short training step.
@@ -59,7 +61,8 @@ class Clips(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         utterance = self.utterances[index]
-        return {"audio": self._audio(index), "text": utterance.text, "id": utterance.id}
+        item = {"audio": self._audio(index), "text": utterance.text, "id": utterance.id}
+        return {**item, "language": utterance.language, "duration_s": self.durations_s[index]}
 
     def _audio(self, index: int) -> np.ndarray:
         if self._kept is not None and index in self._kept:
@@ -69,6 +72,10 @@ class Clips(Dataset[dict[str, Any]]):
         if self._kept is not None:
             self._kept[index] = audio
         return audio
+
+    def languages(self) -> list[str | None]:
+        """Every clip's language, as its utterance has it, in order."""
+        return [utterance.language for utterance in self.utterances]
 
     def augmented(self, augmentation: Augmentation, *, seed: int, fits: Fits | None = None) -> "TrainingClips":
         """The same clips as training hears them, anew in each epoch: see `TrainingClips`."""
@@ -159,10 +166,6 @@ class WhisperCollator:
             generator=torch_generator(batch_key(items)) if self.training else None,
         )
         features = [log_mel(self.processor, audio, frames) for audio in audios]
-        tokens = [self._labels(item["text"]) for item in items]
+        tokens = [label_ids(self.processor.tokenizer, self.start_token, item) for item in items]
         labels = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
         return {"input_features": torch.stack(features), "labels": labels}
-
-    def _labels(self, text: str) -> torch.Tensor:
-        ids = self.processor.tokenizer(text).input_ids
-        return torch.tensor(ids[1:] if ids[0] == self.start_token else ids)

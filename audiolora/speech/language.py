@@ -1,12 +1,19 @@
 """The language spoken: what Whisper's tokenizer and the error rates need to know of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from audiolora.speech.decode import is_multilingual
+from audiolora.speech.decoding import WhisperTexts
+from audiolora.speech.labels import check_stamps
+from audiolora.speech.language_tokens import is_multilingual, language_code
 from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.rows import DataError
+from audiolora.speech.utterance import Utterance
+
+_LISTED = 20
 
 
 def spoken_language(data: str, language: str | None) -> str | None:
@@ -17,30 +24,101 @@ def spoken_language(data: str, language: str | None) -> str | None:
     return language
 
 
-def set_language(model: nn.Module, processor: Any, language: str | None) -> str | None:
+def set_language(model: nn.Module, processor: Any, language: str | None, *, timestamps: bool = False) -> str | None:
     """Make the tokenizer write a Whisper's prompt for this language.
 
     Args:
         model: the Whisper.
         processor: its ``WhisperProcessor``; changed in place.
-        language: Whisper's code, such as ``"it"``.
+        language: Whisper's code or an English name, such as ``"it"`` or ``"Italian"``.
+        timestamps: whether its texts are to have timestamp tokens: else the prompt says <|notimestamps|>.
 
     Returns:
-        What to pass on to decoding: the language, or None for an English-only model, which takes none.
+        What to pass on to decoding: the language's code, or None for an English-only model, which takes none.
 
     Raises:
-        ValueError: another language than English for an English-only model, or none for a multilingual one.
+        ValueError: a language that the model has no token for, or none for a multilingual one.
     """
     if not is_multilingual(model):
         if language not in (None, "en", "english"):
             raise ValueError(
                 f"language {language!r} on an English-only Whisper; take a multilingual one such as openai/whisper-base"
             )
+        processor.tokenizer.set_prefix_tokens(predict_timestamps=timestamps)
         return None
     if language is None:
-        raise ValueError("a multilingual Whisper is trained on one language at a time; name it, such as language='it'")
-    processor.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
-    return language
+        raise ValueError(
+            "a multilingual Whisper is told which language it hears; name it, such as language='it', or give the data "
+            "a column 'language' with that of each row"
+        )
+    code = language_code(model, language)
+    processor.tokenizer.set_prefix_tokens(language=code, task="transcribe", predict_timestamps=timestamps)
+    return code
+
+
+def set_languages(
+    model: nn.Module, processor: Any, utterances: Sequence[Utterance], texts: WhisperTexts
+) -> tuple[list[Utterance], str | None]:
+    """Give each utterance the language token it is trained and decoded with, and the tokenizer its prompt.
+
+    An utterance's own language holds, then that of `texts`; so one set may hold several. Region codes are cut off:
+    "pt-BR" is "pt".
+
+    Args:
+        model: the Whisper.
+        processor: its ``WhisperProcessor``; changed in place.
+        utterances: of one or several languages.
+        texts: see `WhisperTexts`; their timestamps are kept or dropped here.
+
+    Returns:
+        The utterances with Whisper's codes (None for an English-only model), and the code that all share, else None.
+
+    Raises:
+        DataError: languages that this Whisper does not know, without a token for them, or rows without any; by row.
+        ValueError: a `language_token` that does nothing.
+    """
+    if not utterances:
+        return [], None
+    token = None if texts.language_token is None else language_code(model, texts.language_token)
+    found = [_code(model, utterance.language or texts.language, token) for utterance in utterances]
+    rows = zip(utterances, found, strict=True)
+    faults = [f"{utterance.where}: {code}" for utterance, code in rows if isinstance(code, _Fault)]
+    if faults:
+        more = [f"… and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
+        raise DataError("\n  ".join([f"the language of {len(faults)} utterances:", *faults[:_LISTED], *more]))
+    unknown = (isinstance(_code(model, one.language or texts.language), _Fault) for one in utterances)
+    if token is not None and not any(unknown):
+        raise ValueError(f"language token {token!r} does nothing: this Whisper knows every language of the data")
+    if texts.language is not None and all(one.language for one in utterances):
+        if _code(model, texts.language, token) not in found:
+            raise ValueError(
+                f"language {texts.language!r} does nothing: every row says its own, and none says this one"
+            )
+    codes = [None if code is None else str(code) for code in found]
+    set_language(model, processor, next(filter(None, codes), None), timestamps=texts.timestamps == "keep")
+    kept = zip(check_stamps(utterances, texts.timestamps), codes, strict=True)
+    told = [one if one.language == code else replace(one, language=code) for one, code in kept]
+    return told, codes[0] if len(set(codes)) == 1 else None
+
+
+class _Fault(str):
+    """What is wrong with a language, in place of its code."""
+
+
+def _code(model: nn.Module, said: str | None, token: str | None = None) -> str | None:
+    """Whisper's code of a language as data write it; `token` for one that it does not know."""
+    if said is None and is_multilingual(model):
+        return _Fault("no language; name it with --language, or give the data a column 'language'")
+    try:
+        return language_code(model, None if said is None else said.replace("_", "-").partition("-")[0])
+    except ValueError as error:
+        return token or _Fault(error)
+
+
+def compared_as(utterances: Sequence[Utterance]) -> str | None:
+    """The language by whose rules texts are compared: English rules hold where nothing else is spoken."""
+    others = [one.language for one in utterances if one.language not in (None, "en")]
+    return others[0] if others else None
 
 
 def text_normalizer(processor: Any, language: str | None) -> Callable[[str], str]:

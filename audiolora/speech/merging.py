@@ -75,8 +75,9 @@ class MergedInfo:
         base_model: what the adapter was trained over.
         adapter: the name of the run it comes from.
         context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
-        language: a Whisper language code, or None for an English-only model.
+        language: a Whisper language code, or None for an English-only model and for several languages.
         format: of this file.
+        longest_s, timestamps: see `AdapterInfo`.
 
     Raises:
         ValueError: another context.
@@ -87,6 +88,8 @@ class MergedInfo:
     context: Literal["auto", "full"]
     language: str | None
     format: int = FORMAT
+    longest_s: float | None = None
+    timestamps: bool = False
 
     def __post_init__(self) -> None:
         if self.context not in _CONTEXTS:
@@ -152,7 +155,14 @@ def merge_adapter(
     try:
         _save(merged, whisper.processor, scratch)
         difference = _difference(expected, scratch)
-        described = MergedInfo(info.base_model, adapter_name(folder), info.context, info.language)
+        described = MergedInfo(
+            info.base_model,
+            adapter_name(folder),
+            info.context,
+            info.language,
+            longest_s=info.longest_s,
+            timestamps=info.timestamps,
+        )
         write_json(scratch / INFO_FILE, asdict(described))
         write_text(scratch / "README.md", _card(out.name, described, info, difference, folder))
         size_bytes = sum(file.stat().st_size for file in scratch.iterdir())

@@ -107,7 +107,9 @@ def load_prompts(language: str) -> list[Utterance]:
         prompt = clip.relative_to(voices[0]).with_suffix("").as_posix()
         if prompt in said and not prompt.startswith("silence/"):
             where = f"{transcripts.name} prompt {prompt}"
-            utterances.append(Utterance(f"{language}/{prompt}", clip, said[prompt], where, speaker=voices[0].name))
+            utterances.append(
+                Utterance(f"{language}/{prompt}", clip, said[prompt], where, speaker=voices[0].name, language=language)
+            )
     return sorted(utterances, key=lambda utterance: utterance.id)
 
 

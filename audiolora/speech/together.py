@@ -30,6 +30,8 @@ def transcribe_together(
 ) -> list[str]:
     """The texts of clips, decoded by the processes together; a text does not depend on which of them decodes it.
 
+    A Whisper decodes each clip in the clip's own language.
+
     Args:
         model, processor: as ``by`` takes them, the same in every process.
         clips: each process reads its share.
@@ -48,6 +50,9 @@ def transcribe_together(
     texts: list[str] = []
     if own:
         audios = [clips[index]["audio"] for index in own]
+        if by is transcribe:
+            languages = clips.languages()
+            how = {"language": [languages[index] for index in own], **how}
         texts = by(model, processor, audios, progress=process.is_main_process, **how)
     if process.num_processes == 1:
         return texts

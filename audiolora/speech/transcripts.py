@@ -1,38 +1,35 @@
-"""Audio files in, texts out: files are found, checked, read by the hour, and their texts laid out."""
+"""Audio files in, texts out: files are found and checked, and their texts laid out."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError, read_audio
+from audiolora.speech.audio import AudioError
 from audiolora.speech.rows import AUDIO_SUFFIXES
+from audiolora.speech.transcription import Segment, Transcription
 
 if TYPE_CHECKING:
-    import numpy as np
+    from audiolora.speech.recordings import Recording
 
-HELD_S = 3600.0
-"""Audio held in memory at once: an hour is 230 MB."""
-
-Format = Literal["text", "json", "tsv"]
+Format = Literal["text", "json", "tsv", "srt", "vtt"]
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A file, its duration in seconds, and what is said in it.
+    """A file and what is said in it.
 
     Example:
-        >>> Transcript(Path("a.wav"), 1.5, "Hello.").text
+        >>> Transcript(Path("a.wav"), Transcription(1.5, (Segment(0.0, 1.5, "Hello."),))).said.text
         'Hello.'
     """
 
     audio: Path
-    duration_s: float
-    text: str
+    said: Transcription
 
 
 def find_audio(paths: Sequence[Path]) -> list[Path]:
@@ -64,68 +61,108 @@ def _is_audio(file: Path, folder: Path) -> bool:
     return file.suffix.lower() in AUDIO_SUFFIXES and not hidden and not file.is_dir()
 
 
-def check_audio_files(files: Sequence[Path]) -> tuple[list[tuple[Path, float]], list[str]]:
-    """Read every file once, so that each fault is known before the first is decoded.
+def check_audio_files(files: Sequence[Path]) -> tuple[list[tuple[Path, Recording]], list[str]]:
+    """Read every file once, so that each fault is known before the first is decoded; nothing of it stays in memory.
 
     Returns:
-        The files that Whisper can hear with their durations in seconds; and for each other one, what is wrong with it.
+        The files that can be heard, opened; and for each other one, what is wrong with it.
     """
+    from audiolora.speech.recordings import open_recording
+
     good, bad = [], []
     for file in files:
         try:
-            samples = read_audio(file, name=_shown(file), max_duration_s=MAX_DURATION_S)
+            good.append((file, open_recording(file, name=_shown(file))))
         except AudioError as error:
             bad.append(str(error))
         except OSError as error:
             bad.append(f"{_shown(file)}: cannot be read ({error.strerror})")
-        else:
-            good.append((file, len(samples) / SAMPLE_RATE_HZ))
     return good, bad
 
 
-def read_by_the_hour(
-    files: Sequence[tuple[Path, float]], held_s: float = HELD_S
-) -> Iterator[tuple[list[tuple[Path, float]], list[np.ndarray]]]:
-    """Files and their samples (n_samples,), 16 kHz, in portions of at most `held_s`, at least a file each.
-
-    Args:
-        files: from `check_audio_files`.
-        held_s: audio in memory at once, s.
-    """
-    portion: list[tuple[Path, float]] = []
-    held = 0.0
-    for file, duration_s in files:
-        if portion and held + duration_s > held_s:
-            yield portion, [read_audio(path) for path, _ in portion]
-            portion, held = [], 0.0
-        portion.append((file, duration_s))
-        held += duration_s
-    if portion:
-        yield portion, [read_audio(path) for path, _ in portion]
-
-
-def render(transcripts: Sequence[Transcript], layout: Format, *, alone: bool) -> str:
+def render(transcripts: Sequence[Transcript], layout: Format, *, alone: bool, timed: bool = False) -> str:
     r"""The texts as they are written out.
 
     Args:
         transcripts: in order.
         layout: "text" is one line a file, path and text with a tab between; "tsv" the same with a header; "json" a list
-            of objects with `audio`, `duration_s` and `text`.
+            of objects with `audio`, `duration_s`, `text` and `segments`; "srt" and "vtt" are captions of one file.
         alone: a single file was asked for, so that "text" needs no path.
+        timed: "tsv" has a line a segment with its times.
 
     Returns:
         Lines, the last one ended as well. A text is one line: runs of white space become a space.
 
     Example:
-        >>> render([Transcript(Path("a.wav"), 1.5, "Hello.")], "text", alone=False)
+        >>> said = Transcription(1.5, (Segment(0.0, 1.5, "Hello."),))
+        >>> render([Transcript(Path("a.wav"), said)], "text", alone=False)
         'a.wav\tHello.\n'
     """
-    rows = [(_shown(t.audio), round(t.duration_s, 3), " ".join(t.text.split())) for t in transcripts]
+    if layout in ("srt", "vtt"):
+        from audiolora.speech.captions import srt, vtt
+
+        [transcript] = transcripts
+        return (srt if layout == "srt" else vtt)(transcript.said)
     if layout == "json":
-        objects = [dict(zip(("audio", "duration_s", "text"), row, strict=True)) for row in rows]
-        return json.dumps(objects, indent=2, ensure_ascii=False) + "\n"
-    lines = [text if alone and layout == "text" else f"{audio}\t{text}" for audio, _, text in rows]
+        return json.dumps([_object(transcript) for transcript in transcripts], indent=2, ensure_ascii=False) + "\n"
+    if layout == "tsv" and timed:
+        rows = [
+            (_shown(t.audio), f"{s.start_s:.2f}", f"{s.end_s:.2f}", _line(s.text))
+            for t in transcripts
+            for s in t.said.segments
+        ]
+        return "".join("\t".join(row) + "\n" for row in [("audio", "start_s", "end_s", "text"), *rows])
+    plain = [(_shown(t.audio), _line(t.said.text)) for t in transcripts]
+    lines = [text if alone and layout == "text" else f"{audio}\t{text}" for audio, text in plain]
     return "".join(f"{line}\n" for line in (["audio\ttext"] if layout == "tsv" else []) + lines)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _object(transcript: Transcript) -> dict[str, object]:
+    said = transcript.said
+    return {
+        "audio": _shown(transcript.audio),
+        "duration_s": round(said.duration_s, 3),
+        "text": _line(said.text),
+        "segments": [_told(segment) for segment in said.segments],
+    }
+
+
+def _told(segment: Segment) -> dict[str, object]:
+    """A segment's fields, without those that nothing was asked of, its numbers as short as they are exact."""
+    told: dict[str, object] = {"start_s": round(segment.start_s, 3), "end_s": round(segment.end_s, 3)}
+    told["text"] = _line(segment.text)
+    if segment.language:
+        told["language"] = segment.language
+    if segment.words:
+        told["words"] = [
+            {"start_s": w.start_s, "end_s": w.end_s, "text": w.text, "probability": round(w.probability, 4)}
+            for w in segment.words
+        ]
+    for name in ("log_probability", "compression_ratio", "no_speech"):
+        if getattr(segment, name) is not None:
+            told |= {"temperature": segment.temperature, name: round(getattr(segment, name), 4)}
+    return told
+
+
+def write_captions(transcripts: Sequence[Transcript], layout: Format, folder: Path) -> list[Path]:
+    """A file of captions for each transcript, named after its audio.
+
+    Raises:
+        ValueError: two of them would have one name.
+    """
+    from audiolora.files import write_text
+
+    named = {folder / f"{transcript.audio.stem}.{layout}": transcript for transcript in transcripts}
+    if len(named) != len(transcripts):
+        raise ValueError(f"{folder}: several files have one name, and so would their captions; take a folder at a time")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, transcript in named.items():
+        write_text(path, render([transcript], layout, alone=True))
+    return list(named)
 
 
 def _shown(path: Path) -> str:

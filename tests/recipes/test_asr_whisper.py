@@ -31,6 +31,7 @@ import audiolora
 from audiolora.speech.audio import AudioError
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
+from audiolora.speech.decoding import WhisperTexts
 from audiolora.speech.manifests import DataError, read_utterances
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.split import load_split
@@ -187,10 +188,14 @@ def test_fresh_begins_anew(finished, call, tmp_path):
 
 def test_a_multilingual_whisper_with_its_language(recipe, call, root, tmp_path):
     tiny_whisper(tmp_path / "multilingual", multilingual=True)
-    with pytest.raises(ValueError, match="one language at a time"):
+    with pytest.raises(ValueError, match="12 utterances(.|\n)*no language; name it with --language"):
         call(tmp_path, model=str(tmp_path / "multilingual"))
     run = call(
-        tmp_path, replace(TRAINING, epochs=1), model=str(tmp_path / "multilingual"), language="it", method="dora"
+        tmp_path,
+        replace(TRAINING, epochs=1),
+        model=str(tmp_path / "multilingual"),
+        texts=WhisperTexts("it"),
+        method="dora",
     )
     assert summary(run)["adapter"]["language"] == "it"
     assert "language: it" in (run / "adapter" / "README.md").read_text()
@@ -321,7 +326,7 @@ def rows_of(root: Path) -> Rows:
         ({"model": "no/such/model"}, "no such file or directory"),
         ({"data": "no-such-data"}, "no-such-data: no such file or folder"),
         ({"channel": "inverted"}, "unknown channel 'inverted'; did you mean 'invert'"),
-        ({"language": "it"}, "language 'it' on an English-only Whisper"),
+        ({"texts": WhisperTexts("it")}, "an English-only Whisper can only transcribe English, got language='it'"),
         ({"method": "loha"}, "method must be"),
         ({"r_conv": 0, "r_attention": 0}, "targets is empty"),
         ({"r_conv": -4}, "conv: r must be a positive integer, got -4"),

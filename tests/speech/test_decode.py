@@ -12,6 +12,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.decode import is_multilingual, log_mel, transcribe
+from audiolora.speech.decoding import WhisperDecoding
 from audiolora.speech.openai_format import ModelDimensions, generation_config
 from audiolora.speech.whisper_tokenizer import build_tokenizer
 
@@ -185,8 +186,10 @@ def test_no_clips_no_texts(processor: WhisperProcessor, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audios": [np.zeros(16_000), np.zeros(480_001)]}, r"clip 1 lasts 30\.00 s.*cut it"),
-        ({"audios": [np.zeros(480_001)], "names": ["a/b.wav"]}, r"clip 0 \(a/b\.wav\)"),
+        ({"piece_s": 31.0}, "piece_s must be between 1 and 30 s, got 31"),
+        ({"language": ["en", "en"]}, "2 languages, 1 clips"),
+        ({"decoding": WhisperDecoding(prompt="a" * 300)}, "prompt has 301 tokens, more than the 223"),
+        ({"decoding": WhisperDecoding(prompt="a<|en|>")}, "special tokens"),
         ({"audios": [np.zeros(0)]}, "clip 0 must be mono"),
         ({"audios": [np.full(9, np.inf)], "names": ["x.wav"]}, r"clip 0 \(x\.wav\) holds NaN or infinite"),
         ({"names": ["a", "b"]}, "2 names, 1 clips"),

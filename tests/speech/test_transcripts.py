@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolora.speech.transcripts import Transcript, check_audio_files, find_audio, read_by_the_hour, render
+from audiolora.speech.transcription import Segment, Transcription, Word
+from audiolora.speech.transcripts import Transcript, check_audio_files, find_audio, render, write_captions
 
 
 def write(path: Path, duration_s: float = 0.5, rate_hz: int = 8000) -> Path:
@@ -50,13 +51,12 @@ def test_every_faulty_file_is_named_with_its_fault(tmp_path: Path) -> None:
     nan = np.zeros(800, np.float32)
     nan[400] = np.nan
     soundfile.write(tmp_path / "nan.wav", nan, 8000, "FLOAT")
-    write(tmp_path / "long.wav", 30.5, 1000)
-    write(tmp_path / "limit.wav", 30.0, 1000)
-    names = ["missing.wav", "empty.wav", "corrupt.wav", "nan.wav", "long.wav"]
-    files = [tmp_path / name for name in [*names, "good.wav", "limit.wav"]]
+    long = write(tmp_path / "long.wav", 65.5, 1000)
+    names = ["missing.wav", "empty.wav", "corrupt.wav", "nan.wav"]
+    files = [tmp_path / name for name in [*names, "good.wav", "long.wav"]]
     heard, faults = check_audio_files(files)
-    assert heard == [(good, 1.25), (tmp_path / "limit.wav", 30.0)]
-    words = ["no such file", "zero length", "corrupt", "NaN", "30.5 s"]
+    assert [(path, one.source, one.duration_s) for path, one in heard] == [(good, good, 1.25), (long, long, 65.5)]
+    words = ["no such file", "zero length", "corrupt", "NaN"]
     assert len(faults) == len(names)
     for name, word, fault in zip(names, words, faults, strict=True):
         assert name in fault and word in fault, fault
@@ -68,27 +68,34 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     assert "mine.wav" in check_audio_files([tmp_path / "mine.wav"])[1][0]
 
 
-def test_memory_holds_a_portion_at_a_time(tmp_path: Path) -> None:
-    files = [(write(tmp_path / f"{n}.wav", n), float(n)) for n in (1, 2, 1, 4, 1)]
-    portions = list(read_by_the_hour(files, held_s=3.0))
-    assert [[path for path, _ in portion] for portion, _ in portions] == [
-        [path for path, _ in files[start:end]] for start, end in ((0, 2), (2, 3), (3, 4), (4, 5))
-    ]
-    assert [[len(audio) for audio in audios] for _, audios in portions] == [[16000, 32000], [16000], [64000], [16000]]
-    assert list(read_by_the_hour([])) == []
-
-
-TRANSCRIPTS = [Transcript(Path("a b.wav"), 1.5, "Hello,\n world."), Transcript(Path("ü.wav"), 0.25, "")]
+SPOKEN = Segment(0.25, 1.5, "Hello,\n world.", "en", (Word("Hello,", 0.25, 0.8, 0.9), Word("world.", 0.8, 1.5, 1.0)))
+TRANSCRIPTS = [
+    Transcript(Path("a b.wav"), Transcription(1.5, (SPOKEN,))),
+    Transcript(Path("ü.wav"), Transcription(0.25, ())),
+]
 
 
 def test_layouts_are_read_back_by_their_own_readers() -> None:
     table = list(csv.DictReader(io.StringIO(render(TRANSCRIPTS, "tsv", alone=False)), delimiter="\t"))
     assert table == [{"audio": "a b.wav", "text": "Hello, world."}, {"audio": "ü.wav", "text": ""}]
+    timed = list(csv.DictReader(io.StringIO(render(TRANSCRIPTS, "tsv", alone=False, timed=True)), delimiter="\t"))
+    assert timed == [{"audio": "a b.wav", "start_s": "0.25", "end_s": "1.50", "text": "Hello, world."}]
+    hello = {"start_s": 0.25, "end_s": 0.8, "text": "Hello,", "probability": 0.9}
+    world = {"start_s": 0.8, "end_s": 1.5, "text": "world.", "probability": 1.0}
+    segment = {"start_s": 0.25, "end_s": 1.5, "text": "Hello, world.", "language": "en", "words": [hello, world]}
     assert json.loads(render(TRANSCRIPTS, "json", alone=False)) == [
-        {"audio": "a b.wav", "duration_s": 1.5, "text": "Hello, world."},
-        {"audio": "ü.wav", "duration_s": 0.25, "text": ""},
+        {"audio": "a b.wav", "duration_s": 1.5, "text": "Hello, world.", "segments": [segment]},
+        {"audio": "ü.wav", "duration_s": 0.25, "text": "", "segments": []},
     ]
     assert render(TRANSCRIPTS, "text", alone=False) == "a b.wav\tHello, world.\nü.wav\t\n"
+
+
+def test_captions_of_several_files_are_a_file_each(tmp_path: Path) -> None:
+    written = write_captions(TRANSCRIPTS, "srt", tmp_path / "new")
+    assert [path.name for path in written] == ["a b.srt", "ü.srt"]
+    assert written[0].read_text() == "1\n00:00:00,250 --> 00:00:01,500\nHello, world.\n\n"
+    with pytest.raises(ValueError, match="several files have one name"):
+        write_captions([TRANSCRIPTS[0], Transcript(Path("b/a b.flac"), Transcription(1.0, ()))], "vtt", tmp_path)
 
 
 def test_a_file_alone_needs_no_path_but_in_a_table() -> None:
@@ -98,6 +105,10 @@ def test_a_file_alone_needs_no_path_but_in_a_table() -> None:
 
 
 def test_a_name_that_is_no_text_still_makes_one_line() -> None:
-    line = render([Transcript(Path(os.fsdecode(b"caf\xe9\t\n.wav")), 1.0, "x")], "text", alone=False)
+    line = render(
+        [Transcript(Path(os.fsdecode(b"caf\xe9\t\n.wav")), Transcription(1.0, (Segment(0.0, 1.0, "x"),)))],
+        "text",
+        alone=False,
+    )
     assert line == "caf\N{REPLACEMENT CHARACTER}\\t\\n.wav\tx\n"
     line.encode("utf-8")
