@@ -106,11 +106,13 @@ test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster
 	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
 		> "$$(.venv-lm/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
 	.venv-lm/bin/python -m pip install --quiet --no-deps -c constraints.txt ctc-beam-decoder pyctcdecode==0.5.0 \
-		pygtrie==2.5.0 camel-kenlm==2026.2.7
+		pygtrie==2.6.2 camel-kenlm==2026.2.7 whisper-normalizer more-itertools==11.2.1 \
+		indic-numtowords==1.1.0 text2num==3.1.0
 	@touch $@
 
 test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyctcdecode: an environment of its own
-	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py
+	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py \
+		tests/speech/test_normalizing.py
 
 # onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
 ORT_WEB := examples/browser/vendor

@@ -1,11 +1,11 @@
 """The language spoken: what Whisper's tokenizer and the error rates need to know of it."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from audiolora.speech.decode import is_multilingual
+from audiolora.speech.normalizing import Normalizer, Rules
 from audiolora.speech.prompts import BUILTIN
 
 
@@ -43,11 +43,13 @@ def set_language(model: nn.Module, processor: Any, language: str | None) -> str 
     return language
 
 
-def text_normalizer(processor: Any, language: str | None) -> Callable[[str], str]:
-    """Whisper's own normalisation before words are compared (Radford et al., appendix C).
+def text_normalizer(processor: Any, language: str | None, rules: Rules = "auto") -> Normalizer:
+    """What texts of a Whisper are compared by; English goes by its own table of spellings.
 
-    English has its own rules (numbers, spelling, contractions); others the basic ones (case, punctuation).
+    Args:
+        processor: its ``WhisperProcessor``.
+        language: of the texts; None for an English-only Whisper's.
+        rules: see `normalizing.Rules`.
     """
-    if language in (None, "en", "english"):
-        return processor.tokenizer.normalize
-    return processor.tokenizer.basic_normalize
+    spellings = getattr(processor.tokenizer, "english_spelling_normalizer", None)
+    return Normalizer(rules, language or "en", spellings or {})

@@ -48,7 +48,7 @@ class ErrorRates:
 
     Attributes:
         wer: word error rate, percent; above 100 when a model inserts more than it gets right.
-        cer: character error rate, percent, spaces counted.
+        cer: character error rate, percent, spaces counted; not where the language has none (`Normalizer.unspaced`).
         substitutions, insertions, deletions, hits: counts of words.
         reference_words: words in all references: hits + substitutions + deletions.
         utterances: how many utterances were scored; None where it is not known.
@@ -156,6 +156,8 @@ def error_rates(
         raise ValueError(f"resamples must be positive, got {resamples}; try resamples=2000")
     spoken, written = _normalized_pairs(references, hypotheses, normalize)
     words = _count(jiwer.process_words(spoken, written).alignments)
+    if getattr(normalize, "unspaced", False):  # characters set apart, to be counted as words: the spaces are not text
+        spoken, written = ([text.replace(" ", "") for text in texts] for texts in (spoken, written))
     characters = _count(jiwer.process_characters(spoken, written).alignments)
     return ErrorRates(
         wer=_ratio_interval(words, confidence, resamples, seed),
