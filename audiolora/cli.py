@@ -1,4 +1,4 @@
-"""The command line: ``audiolora transcribe | forecast | inspect | merge | data | export | verify | keys``.
+"""The command line: ``audiolora transcribe | forecast | inspect | merge | compare | data | export | verify | keys``.
 
 Heavy imports stand inside the functions that need them, so that ``--help`` is quick.
 """
@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from audiolora.bundle_commands import export, keys, verify
+from audiolora.compare_commands import compare
 from audiolora.data_commands import data
 from audiolora.speech_commands import merge, transcribe
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
@@ -118,7 +119,7 @@ def inspect(run: Path, /) -> None:
     raise ValueError(f"{run} holds neither a run nor an adapter ({found}); name a folder such as runs/demo")
 
 
-for _command in (transcribe, merge, data, export, verify, keys):
+for _command in (transcribe, merge, compare, data, export, verify, keys):
     app.command(_command)
 
 

@@ -19,7 +19,9 @@ from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance
+from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.results import read_texts
 
 REFERENCES = ["press one now", "goodbye"]
 SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}
@@ -42,7 +44,7 @@ def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv",
         "whisper": SimpleNamespace(name="tiny", origin="the local directory tiny"),
         "info": AdapterInfo("tiny", "abc", "auto", None),
         "heard": Clips(utterances, parse_channel(channel)),
-        "normalize": str.lower,
+        "normalize": Normalizer("basic"),
         "before": ["press two", "good bye"],
         "after": ["Press one now", "good"],
         "history": [{"loss": 2.0, "step": 5}, {"eval_loss": 1.5, "step": 6}],
@@ -70,6 +72,17 @@ def test_the_figures_counted_by_hand(tmp_path):
     assert (made.run.folder / "metrics.jsonl").read_text() == '{"loss": 2.0, "step": 5}\n'
 
 
+def test_the_texts_are_kept(tmp_path):
+    made = outcome(tmp_path)
+    whisper_run.leave(made, INSPECTION)
+    before, after = read_texts(made.run.folder)
+    assert {name: text.text for name, text in before.texts.items()} == {"clip0": "press two", "clip1": "good bye"}
+    assert {name: text.text for name, text in after.texts.items()} == {"clip0": "Press one now", "clip1": "good"}
+    assert [text.reference for text in after.texts.values()] == REFERENCES
+    assert after.texts["clip0"].compared == ("press one now", "press one now")
+    assert after.normalize == {"rules": "basic", "language": None, "spellings": 0}
+
+
 def test_the_summary_is_written_last(tmp_path, monkeypatch):
     made, there = outcome(tmp_path), []
     write = Run.write
@@ -79,7 +92,9 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
         lambda run, name, value: (there.extend(p.name for p in run.folder.iterdir()), write(run, name, value)),
     )
     whisper_run.leave(made, INSPECTION)
-    assert {"report.html", "metrics.jsonl", "adapter", "settings.json"} <= set(there) and "summary.json" not in there
+    assert {"report.html", "metrics.jsonl", "texts.jsonl", "adapter", "settings.json"} <= set(
+        there
+    ) and "summary.json" not in there
 
 
 def test_what_was_left_is_shown(tmp_path, capsys):

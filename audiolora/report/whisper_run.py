@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from audiolora.report.table import print_summary
 from audiolora.speech.card import model_card
 from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
 from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.results import keep_texts
 
 if TYPE_CHECKING:
     from audiolora.inspection import Inspection
     from audiolora.run import Run
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
+    from audiolora.speech.normalizing import Normalizer
     from audiolora.speech.weights import LoadedWhisper
 
 
@@ -42,7 +44,7 @@ class Outcome:
     whisper: LoadedWhisper
     info: AdapterInfo
     heard: Clips
-    normalize: Callable[[str], str]
+    normalize: Normalizer
     before: Sequence[str]
     after: Sequence[str]
     history: Sequence[Mapping[str, float]]
@@ -109,6 +111,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             language=outcome.info.language or "en",
         ),
     )
+    keep_texts(run.folder, outcome.heard.utterances, outcome.before, outcome.after, outcome.normalize)
     run.write(
         "summary.json",
         {
@@ -126,6 +129,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "base": {"name": outcome.whisper.name, "origin": outcome.whisper.origin},
             "adapter": asdict(outcome.info),
             "settings": dict(run.settings),
+            "normalize": outcome.normalize.record(),
             "versions": {
                 name: importlib.metadata.version(name) for name in ("audiolora", "torch", "peft", "transformers")
             },

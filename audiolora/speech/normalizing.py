@@ -14,9 +14,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 Rules = Literal["auto", "whisper", "basic", "language", "none"]
-"""auto: Whisper's for English, basic for any other. whisper: Whisper's own, as in its paper's tables. basic: lower case,
-no punctuation, no [notes], marks kept. language: the rules of whisper-normalizer for this language (numbers, letters of
-several spellings), then basic. none: texts as they are."""
+"""What is done to texts before they are compared.
+
+auto: whisper for English, basic for any other language.
+whisper: Whisper's own rules, as in its paper's tables.
+basic: lower case, no punctuation, no [notes]; marks are kept.
+language: whisper-normalizer's rules for the language (numbers, letters that are spelled in several ways), then basic.
+none: texts as they are.
+"""
 
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "km", "my", "bo"})
 """Languages written without spaces between words: a "word" of theirs is a character here, and CER the measure."""
