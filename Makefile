@@ -112,7 +112,7 @@ test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster
 
 test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyctcdecode: an environment of its own
 	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py \
-		tests/speech/test_normalizing.py
+		tests/speech/test_normalizing.py tests/speech/ctc/test_ngrams.py
 
 # onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
 ORT_WEB := examples/browser/vendor

@@ -4,9 +4,8 @@
     python recipes/asr_whisper.py --data prompts-en --channel gsm,noise10dB     # rehearse on real prompts
     accelerate launch recipes/asr_whisper.py --data calls.csv                   # several devices
 
-It measures the word error rate on sentences held out, trains adapters in the encoder's convolutions and beside them in
-attention, measures again, and leaves adapter, figures and report in runs/NAME. The same command continues a run that
-was interrupted.
+It measures the word error rate on sentences held out, trains adapters in the encoder's convolutions and in attention,
+measures again, and leaves adapter, figures and report in runs/NAME. The same command continues an interrupted run.
 """
 
 import time
@@ -17,6 +16,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
+from audiolora.speech.normalizing import Rules
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -31,6 +31,7 @@ def main(
     channel: str = "clean",
     name: str = "whisper",
     language: str | None = None,
+    normalize: Rules = "auto",
     method: Literal["lora", "dora"] = "lora",
     r_conv: int = 32,
     r_attention: int = 4,
@@ -54,6 +55,7 @@ def main(
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
         language: Whisper's code of the language spoken; taken from the name of a built-in set.
+        normalize: rules by which texts are compared: auto (whisper for English, else basic), whisper, basic, language, none.
         method: lora, or dora.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
@@ -88,7 +90,7 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
-    asked |= {"test": test, "dev": dev, **asdict(training)}
+    asked |= {"normalize": normalize, "test": test, "dev": dev, **asdict(training)}
     process = this_process()
     with process.main_process_first():
         run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
@@ -100,15 +102,14 @@ def main(
     whisper = load_whisper(model, log=process.print)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
-    normalize = text_normalizer(whisper.processor, language)
+    compared_by = text_normalizer(whisper.processor, language, normalize)
     utterances = check_utterances(
         read_utterances(data, audio_column=audio_column, text_column=text_column),
         encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
         max_tokens=whisper.model.config.max_target_positions - 8,
-        stretch=sound.stretch,
-        normalize=normalize,
+        stretch=sound.stretch, normalize=compared_by,
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
-    )
+    )  # fmt: skip
     split = split_by_text(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")
@@ -140,7 +141,7 @@ def main(
     start = time.monotonic()
     after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(run, whisper, info, heard, normalize, before, after, history, seconds)
+    outcome = whisper_run.Outcome(run, whisper, info, heard, compared_by, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
     whisper_run.leave(outcome, audiolora.inspect(adapted))
     return whisper_run.show(run)
