@@ -55,7 +55,7 @@ def main(
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
         language: Whisper's code of the language spoken; taken from the name of a built-in set.
-        normalize: rules by which texts are compared: auto (whisper for English, else basic), whisper, basic, language, none.
+        normalize: rules for texts to compare: auto (whisper for English, else basic), whisper, basic, language or none.
         method: lora, or dora.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
@@ -106,8 +106,7 @@ def main(
     utterances = check_utterances(
         read_utterances(data, audio_column=audio_column, text_column=text_column),
         encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8,
-        stretch=sound.stretch, normalize=compared_by,
+        max_tokens=whisper.model.config.max_target_positions - 8, stretch=sound.stretch, normalize=compared_by,
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )  # fmt: skip
     split = split_by_text(utterances, test=test, dev=dev, seed=0)

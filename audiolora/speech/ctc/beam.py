@@ -81,7 +81,7 @@ class BeamDecoder:
         self.decoding, self.alphabet = decoding, alphabet_of(tokenizer)
         self._limits = _PRUNED if prune else _UNPRUNED
         self._hotwords = [_spelled(word, self.alphabet) for phrase in decoding.hotwords for word in phrase.split()]
-        self._library = _library(decoding, self.alphabet) if decoding.by_words else None
+        self._library: Any = _library(decoding, self.alphabet) if decoding.by_words else None
         self._end_weight = self._weight_of_end()
 
     def __call__(self, log_probs: np.ndarray) -> str:
