@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-peft test-nets test-ray test-lm test-browser test-executorch browser demo demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,17 @@ test-slow: setup  ## the tests that download, train or take long
 
 test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environment of its own
 	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/test_torchaudio_extra.py
+
+.venv-augment/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-augment
+	.venv-augment/bin/python -m pip install --quiet --no-deps -c constraints.txt pyroomacoustics
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-augment/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	@touch $@
+
+test-augment: .venv-augment/.ready  ## augmentation with simulated rooms, in an environment of its own
+	$(TEST_ENV) .venv-augment/bin/python -m pytest -m "slow or not slow" tests/speech/test_augmentation.py \
+		tests/speech/test_rooms.py tests/speech/test_effects.py
 
 # PEFT's tests are in its source distribution alone; of what they import, .venv lacks diffusers. The source is only
 # unpacked, never installed: the tests run against the PEFT in .venv.
@@ -114,6 +125,17 @@ test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyct
 	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py \
 		tests/speech/test_normalizing.py tests/speech/ctc/test_ngrams.py
 
+# Other programs that run Whispers, in an environment of their own that sees .venv's packages.
+.venv-programs/.ready: $(READY) tests/programs/requirements.txt
+	$(PYTHON) -m venv --clear .venv-programs
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-programs/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	.venv-programs/bin/python -m pip install --quiet --no-deps -r tests/programs/requirements.txt
+	@touch $@
+
+test-programs: .venv-programs/.ready  ## an adapted Whisper in openai-whisper and faster-whisper
+	$(TEST_ENV) .venv-programs/bin/python -m pytest -m "slow or not slow" tests/programs
+
 # onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
 ORT_WEB := examples/browser/vendor
 $(ORT_WEB)/.ready: examples/browser/vendor.sha256
@@ -154,10 +176,17 @@ demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, re
 demo-series: setup  ## adapt a forecaster to homes it never saw: real meters, training, report
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/sensor_forecast.py --shift resample --name demo-series
 
+# The base is trained from scratch once, about eight CPU-minutes, and kept in the cache.
+demo-ctc: setup  ## adapt a small wav2vec2 to SSB radio: from scratch on spoken digits, adapters compared, report
+	$(BIN)/python recipes/asr_ctc.py --model scratch:spoken-digits --data spoken-digits --channel ssb+500Hz \
+		--name demo-ctc --batch-size 8 --epochs 1
+	$(BIN)/python recipes/compare_methods.py --task ctc --ways frozen lora-attention lora-attention-ffn lora \
+		--learning-rates 3e-3 --seeds 3 --jobs 2 --name demo-ctc-ways
+
 demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
 	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-peft .venv-nets .venv-ray .venv-lm .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-lm .venv-programs .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,8 @@ class WholeCheckpoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.best_global_step:  # the folder may have been moved since the checkpoint noted its path
             state.best_model_checkpoint = str(_checkpoint(args.output_dir, state.best_global_step))
+        if state.global_step and state.is_world_process_zero:
+            _delete_others(args.output_dir, state)  # a kill may have come before it
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()  # each process writes the state of its own random generators
@@ -36,10 +38,7 @@ class WholeCheckpoints(TrainerCallback):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         write_text(newest / WHOLE, "")
-        best = _checkpoint(args.output_dir, state.best_global_step or state.global_step)
-        for older in set(newest.parent.glob("checkpoint-*")) - {newest, best}:
-            (older / WHOLE).unlink()  # first: it may be interrupted half deleted
-            shutil.rmtree(older)
+        _delete_others(args.output_dir, state)
 
 
 class NamesAFullDisk:
@@ -79,5 +78,27 @@ def epochs_to_train(epochs: int, checkpoint: Path | None) -> int:
     return round(state["epoch"]) if stopped else epochs
 
 
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Of every process a checkpoint holds the random generators, and its steps are of all their clips together.
+
+    Raises:
+        ValueError: it was written by another number of processes than will go on from it.
+    """
+    states = len(list(checkpoint.glob("rng_state*.pth")))
+    if states != processes:
+        raise ValueError(
+            f"{checkpoint}: written by {states} processes at work together, and now there are {processes}, which would "
+            "take other steps; start as many as before, or anew with --fresh"
+        )
+
+
 def _checkpoint(folder: str, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}"
+
+
+def _delete_others(folder: str, state: Any) -> None:
+    """All but the newest whole checkpoint and the best."""
+    kept = {_checkpoint(folder, step) for step in (state.global_step, state.best_global_step) if step}
+    for older in set(Path(folder).glob("checkpoint-*")) - kept:
+        (older / WHOLE).unlink(missing_ok=True)  # first: it may be interrupted half deleted
+        shutil.rmtree(older)

@@ -1,4 +1,4 @@
-"""The command line: ``audiolora transcribe | forecast | inspect | merge | compare | data | export | verify | keys``.
+"""The command line: ``audiolora`` and its commands, of which those of one subject stand in a file of their own.
 
 Heavy imports stand inside the functions that need them, so that ``--help`` is quick.
 """
@@ -15,7 +15,8 @@ from cyclopts import App, Parameter
 
 from audiolora.bundle_commands import export, keys, verify
 from audiolora.compare_commands import compare
-from audiolora.data_commands import data
+from audiolora.data_commands import data_app
+from audiolora.sharing_commands import convert, push
 from audiolora.speech_commands import merge, transcribe
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
 
@@ -102,15 +103,17 @@ def inspect(run: Path, /) -> None:
     The base model is not loaded. A run that is not finished says how far it got.
 
     Args:
-        run: a run's folder such as runs/demo, an adapter's folder, or that of any LoRA, DoRA, LoHa, LoKr or
-            AdaLoRA adapter of PEFT.
+        run: a run's folder such as runs/demo, an adapter's folder or its name on the hub, or the folder of any LoRA,
+            DoRA, LoHa, LoKr or AdaLoRA adapter of PEFT.
     """
     from rich.console import Console
 
     from audiolora.report.adapter_table import CONFIG_FILE
     from audiolora.report.run_facts import print_adapter, print_run
     from audiolora.run import read_run
+    from audiolora.speech.hub import local_adapter
 
+    run = local_adapter(run)
     if (run / CONFIG_FILE).is_file():
         return print_adapter(run, Console())
     if (run / "settings.json").is_file():
@@ -119,7 +122,7 @@ def inspect(run: Path, /) -> None:
     raise ValueError(f"{run} holds neither a run nor an adapter ({found}); name a folder such as runs/demo")
 
 
-for _command in (transcribe, merge, compare, data, export, verify, keys):
+for _command in (transcribe, merge, compare, convert, push, data_app, export, verify, keys):
     app.command(_command)
 
 

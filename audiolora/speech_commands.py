@@ -32,7 +32,7 @@ def transcribe(
     skip_bad: Flag = False,
     out: Path | None = None,
 ) -> int:
-    """Write down what is said in audio files, with an adapter or a plain Whisper.
+    """Write down what is said in audio files, with an adapter, a plain Whisper or a CTC model.
 
     Texts go to stdout, progress and warnings to stderr. A file may last 30 s. Exit status: 0, every file is
     transcribed; 2, an error, and no text is written; 3, --skip-bad left files out.
@@ -40,11 +40,12 @@ def transcribe(
     Args:
         audio: audio files (WAV, FLAC, OGG, Opus, MP3, AIFF, AU), and folders, which are searched for them.
         adapter: a run's folder such as runs/demo, or its adapter's.
-        model: instead of an adapter: a hub name, the folder of a merged or other Whisper, or an OpenAI .pt file.
+        model: instead of an adapter: a hub name, the folder of a merged or other Whisper or CTC model, an OpenAI .pt
+            file, or scratch:spoken-digits, a small wav2vec2 trained here.
         base: another place for the weights that the adapter was trained over, such as a local folder.
-        language: Whisper's code of the language spoken; by default the adapter's, else it is detected.
+        language: Whisper's code of the language spoken; by default the adapter's, else it is detected. Not for CTC.
         context: what the encoder sees: each clip's own length (auto) or 30 s (full); by default what the adapter or
-            merged model was trained with, and full for a plain Whisper.
+            merged model was trained with, and full for a plain Whisper. Not for CTC.
         batch_size: clips decoded at once.
         format: text (path and text with a tab between; for a single file its text alone), json (a list of objects) or
             tsv (with a header).
@@ -79,7 +80,7 @@ def transcribe(
 
 
 def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag = False) -> None:
-    """Merge an adapter into its base: a plain Whisper that transformers alone loads.
+    """Merge an adapter into its base: a plain Whisper or CTC model that transformers alone loads.
 
     The merged model is loaded again and compared with the adapted one; where they differ, nothing is left.
 
@@ -90,8 +91,11 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
         overwrite: replace the model that is in the folder.
     """
     prepare_transformers()
+    from audiolora.speech.ctc.adapter import is_ctc_adapter
     from audiolora.speech.merging import merge_adapter
 
+    if is_ctc_adapter(run):
+        return _merge_ctc(run, out, base, overwrite)
     merged = merge_adapter(run, out, base=base, overwrite=overwrite, log=say)
     print(
         f"{merged.info.base_model} with {merged.info.adapter} merged, in {out} ({merged.size_bytes / 1e6:,.0f} MB)\n"
@@ -103,6 +107,18 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
         print(
             "It was trained at short audio context: programs that pad to 30 s make more errors than that command does."
         )
+
+
+def _merge_ctc(run: Path, out: Path, base: str | None, overwrite: bool) -> None:
+    from audiolora.speech.ctc.merging import merge_ctc_adapter
+
+    merged = merge_ctc_adapter(run, out, base=base, overwrite=overwrite, log=say)
+    print(
+        f"{merged.info.base_model} with {merged.info.adapter} merged, in {out} ({merged.size_bytes / 1e6:,.1f} MB)\n"
+        f"checked: loaded again, its logits differ from the adapter's by at most {merged.difference:.1e}\n"
+        f"load it: {merged.kind}.from_pretrained({str(out)!r})\n"
+        f"try it:  audiolora transcribe AUDIO --model {out}"
+    )
 
 
 def _check_choice(adapter: Path | None, model: str | None, base: str | None) -> None:
@@ -126,9 +142,13 @@ def _decoder(
 
     from audiolora.speech import decode
     from audiolora.speech.adapter import load_adapted
+    from audiolora.speech.ctc.applying import ctc_decoder, is_ctc
     from audiolora.speech.merging import read_merged
     from audiolora.speech.weights import load_whisper
 
+    if is_ctc(adapter, name):
+        how = {"language": language, "context": context, "batch_size": batch_size}
+        return ctc_decoder(adapter, name, base, **how, log=say)  # type: ignore[arg-type]
     info: AdapterInfo | MergedInfo | None
     if adapter is not None:
         model, whisper, info = load_adapted(adapter, base=base, log=say)

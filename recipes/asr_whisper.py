@@ -36,9 +36,10 @@ def main(
     r_conv: int = 32,
     r_attention: int = 4,
     r_ffn: int = 0,
+    base_bits: Literal[32, 8, 4] = 32,
     training: Annotated[TrainingSettings, Parameter(name="*")] = TrainingSettings(),  # noqa: B008
-    test: int | float = 100,
-    dev: int | float = 0.12,
+    test: int | float | None = None,
+    dev: int | float | None = None,
     audio_column: str = "audio",
     text_column: str = "text",
     skip_bad: bool = False,
@@ -49,7 +50,7 @@ def main(
 
     Args:
         model: a hub name (openai/whisper-small), a local directory, or an OpenAI .pt file.
-        data: a JSONL, CSV or TSV manifest, a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, prompts-es, prompts-fr, prompts-it, prompts-ru (real telephone prompts).
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
@@ -60,8 +61,9 @@ def main(
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
-        test: sentences held out to measure on: a number, or a share below 1.
-        dev: sentences held out to choose the best epoch by, likewise.
+        base_bits: of the base's frozen weights: 8 or 4 take less memory, and more time.
+        test: held out to measure on: a number of clips, or a share below 1; the data's own test part, else 100.
+        dev: held out to choose the best epoch by, likewise; the data's own dev part, else 0.12.
         audio_column: column of the manifest that names the audio file.
         text_column: column of the manifest with the transcript.
         skip_bad: leave bad rows out, each named with its reason, instead of stopping.
@@ -73,16 +75,16 @@ def main(
     from rich.console import Console
 
     import audiolora
-    from audiolora.report import whisper_run
-    from audiolora.run import open_run
+    from audiolora.report import speech_run
     from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
+    from audiolora.speech.base_bits import quantize_base
     from audiolora.speech.channels import parse_channel
+    from audiolora.speech.checking import check_for_whisper, read_all
     from audiolora.speech.clips import Clips
-    from audiolora.speech.decode import transcribe
     from audiolora.speech.language import set_language, spoken_language, text_normalizer
-    from audiolora.speech.manifests import check_utterances, read_utterances
     from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.split import keep_split, split_by_text
+    from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.together import open_together, transcribe_together, zero_shot
     from audiolora.speech.trainer import this_process
     from audiolora.speech.training import train_whisper
     from audiolora.speech.weights import load_whisper
@@ -90,26 +92,25 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, method=method, r=ranks)
-    asked |= {"normalize": normalize, "test": test, "dev": dev, **asdict(training)}
+    asked |= {"normalize": normalize, "base_bits": base_bits, "test": test, "dev": dev, **asdict(training)}
     process = this_process()
-    with process.main_process_first():
-        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
+    run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
-        return whisper_run.show(run)
+        return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
     sound = parse_channel(channel)
     whisper = load_whisper(model, log=process.print)
+    quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     language = set_language(whisper.model, whisper.processor, spoken_language(data, language))
     compared_by = text_normalizer(whisper.processor, language, normalize)
-    utterances = check_utterances(
-        read_utterances(data, audio_column=audio_column, text_column=text_column),
-        encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-        max_tokens=whisper.model.config.max_target_positions - 8, stretch=sound.stretch, normalize=compared_by,
+    utterances = check_for_whisper(
+        read_all(data, audio_column=audio_column, text_column=text_column), whisper, compared_by, stretch=sound.stretch,
+        bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
     )  # fmt: skip
-    split = split_by_text(utterances, test=test, dev=dev, seed=0)
+    split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")
     console = Console(quiet=not process.is_main_process)
@@ -119,31 +120,28 @@ def main(
     # Zero-shot, at the 30 s of context that Whisper was pretrained with.
     seconds, start = {}, time.monotonic()
     whisper.model.to(process.device)
-    before = run.read("before.json")
-    if before is None and process.is_main_process:
-        before = transcribe(whisper.model, whisper.processor, heard.audios(), context="full", language=language)
-        run.write("before.json", before)
+    before = zero_shot(run, whisper.model, whisper.processor, heard, context="full", language=language)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
     torch.manual_seed(training.seed)
-    info = AdapterInfo(model, fingerprint(whisper.model), "full" if training.context == "full" else "auto", language)
+    info = AdapterInfo(model, fingerprint(whisper.model), training.decoding_context, language, base_bits)
     adapted = audiolora.adapt(whisper.model, method, r=ranks, targets=list(ranks))
     console.print(audiolora.inspect(adapted).table())
     start = time.monotonic()
     history = train_whisper(adapted, whisper.processor, learnt, chosen_by, training, run.training)
     seconds["training"] = time.monotonic() - start
-    if not process.is_main_process:
-        return None
 
     # The same held-out clips again, at the context the adapter was trained with; then what the run leaves.
     start = time.monotonic()
-    after = transcribe(adapted, whisper.processor, heard.audios(), context=info.context, language=language)
+    after = transcribe_together(adapted, whisper.processor, heard, context=info.context, language=language)
     seconds["adapted"] = time.monotonic() - start
-    outcome = whisper_run.Outcome(run, whisper, info, heard, compared_by, before, after, history, seconds)
-    save_adapter(adapted, run.adapter, info, whisper_run.card(outcome))
-    whisper_run.leave(outcome, audiolora.inspect(adapted))
-    return whisper_run.show(run)
+    if not process.is_main_process:
+        return None
+    outcome = speech_run.Outcome(run, whisper, info, heard, compared_by, before, after, history, seconds)
+    save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
+    speech_run.leave(outcome, audiolora.inspect(adapted))
+    return speech_run.show(run)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python recipes/compare_methods.py --task sensor
     python recipes/compare_methods.py --task sensor --data pumps.csv --shift none
     python recipes/compare_methods.py --task speech --data calls.csv --model openai/whisper-small
+    python recipes/compare_methods.py --task ctc --data calls.csv --model facebook/wav2vec2-base-960h
 
 Each way is trained for the same steps: the learning rate is chosen on a
 development split, then several seeds are trained at it and measured on a test
@@ -13,7 +14,7 @@ interrupted: a training that is done is not done again.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -26,17 +27,17 @@ app = App(help=__doc__, help_format="plaintext")
 @app.default
 def main(
     *,
-    task: Literal["sensor", "speech"] = "sensor",
+    task: Literal["sensor", "speech", "ctc"] = "sensor",
     data: str | None = None,
-    model: str = "openai/whisper-tiny.en",
-    channel: str = "invert",
+    model: str | None = None,
+    channel: str | None = None,
     shift: Literal["none", "sensor", "season", "recalibrate", "rate", "resample"] = "resample",
     ways: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     learning_rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1e-3, 3e-3, 1e-2),
     seeds: int = 3,
     parameters: int | None = None,
     epochs: int | None = None,
-    train_clips: int = 160,
+    train_clips: int | None = None,
     fleet: Annotated[FleetSpan, Parameter(name="*")] = FleetSpan(),  # noqa: B008
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -49,19 +50,22 @@ def main(
     """Compare ways of adapting.
 
     Args:
-        task: sensor, a forecaster on devices it never saw; or speech, a Whisper on a channel or your recordings.
-        data: for sensor a fleet to fetch or a CSV or Parquet file (by default citylearn), for speech a manifest or a
-            built-in set (by default prompts-en).
-        model: for speech, a hub name, a local directory, or an OpenAI .pt file.
-        channel: for speech, simulated channels such as invert or gsm,noise10dB; clean for recordings as they are.
+        task: sensor, a forecaster on devices it never saw; speech, a Whisper on a channel or your recordings; or ctc, a
+            model of the wav2vec2 family on the same.
+        data: for sensor a fleet to fetch or a CSV or Parquet file (by default citylearn); for speech and ctc a manifest
+            or a built-in set (by default prompts-en and spoken-digits).
+        model: a hub name or a local directory; by default openai/whisper-tiny.en, and for ctc scratch:spoken-digits, a
+            small one that is trained here from scratch.
+        channel: simulated channels such as gsm,noise10dB, or clean for recordings as they are; by default invert for
+            speech and ssb+500Hz for ctc.
         shift: for sensor, what is new about the unseen devices; as in recipes/sensor_forecast.py.
         ways: those to compare, by default all that the model can take: frozen, head, bias, full, lora-attention,
-            lora-conv, lora, dora, loha, lokr, adalora, gmp, gmp-r, lora-int8, lora-nf4.
+            lora-attention-ffn, lora-conv, lora, dora, loha, lokr, adalora, gmp, gmp-r, lora-int8, lora-nf4.
         learning_rates: of adapters; full tuning and GmP take a tenth of them, biases and magnitudes three times them.
         seeds: trained and measured at the chosen rate.
-        parameters: of every adapter; by default 150,000 for speech and 4,000 for sensor.
-        epochs: passes over the training data; by default 3 for speech and 12 for sensor.
-        train_clips: for speech, how many training clips are used; 0 for all.
+        parameters: of every adapter; by default 150,000 for speech, 30,000 for ctc and 4,000 for sensor.
+        epochs: passes over the training data; by default 3 for speech, 2 for ctc and 12 for sensor.
+        train_clips: how many training clips are used, 0 for all; by default 160 for speech and 1000 for ctc.
         engine: local, or ray: ways spread over a cluster (pip install "audiolora[ray]"); OUT must be seen by all of it.
         address: of a running Ray cluster, such as auto; by default one is begun on this machine.
         jobs: ways at once on this machine; the times in the table are ratios, but memory must hold them all.
@@ -74,20 +78,19 @@ def main(
     from rich.console import Console
 
     from audiolora.comparison.running import Grid, run_ways, trials_of
-    from audiolora.comparison.sensor import SensorTask
-    from audiolora.comparison.speech import SpeechTask
+    from audiolora.comparison.tasks import PARAMETERS, make_task
     from audiolora.comparison.ways import check_ways, ways_for
     from audiolora.report import comparison_run
     from audiolora.run import open_run
 
     # What is compared, and the run's folder: a finished one is shown again, an interrupted one continues.
-    console, compared = Console(), SpeechTask if task == "speech" else SensorTask
+    console = Console()
     speech = {"model": model, "channel": channel, "train_clips": train_clips}
-    given: dict[str, Any] = dict(speech) if task == "speech" else {"shift": shift, "span": fleet}
-    given |= {key: value for key, value in (("data", data), ("epochs", epochs)) if value is not None}
-    made: SpeechTask | SensorTask = compared(**given)
+    made = make_task(task, data=data, epochs=epochs, speech=speech, sensor={"shift": shift, "span": fleet})
     check_ways(ways)
-    grid = Grid(learning_rates, seeds, parameters or (150_000 if task == "speech" else 4_000))
+    if ways:  # one that the network cannot take is told before any work
+        ways_for(made.network(), ways)
+    grid = Grid(learning_rates, seeds, parameters or PARAMETERS[task])
     asked = {"task": task, "ways": ways, **asdict(grid), "settings": asdict(made)}
     run = open_run(out / (name or f"compare-{task}"), asked, fresh=fresh)
     if run.finished:

@@ -17,7 +17,7 @@ import soundfile
 from cyclopts import App
 
 import audiolora.speech.prompts as prompts
-from audiolora import cli
+from audiolora import cli, data_commands
 from audiolora.speech.adapter import load_adapted
 from audiolora.speech.audio import read_audio
 from audiolora.speech.decode import transcribe
@@ -26,7 +26,13 @@ from audiolora.speech.weights import load_whisper
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 
-COMMANDS = {"transcribe": cli.transcribe, "inspect": cli.inspect, "merge": cli.merge, "data": cli.data}
+COMMANDS = {
+    "transcribe": cli.transcribe,
+    "inspect": cli.inspect,
+    "merge": cli.merge,
+    "data": data_commands.data,
+    "data check": data_commands.check,
+}
 Said = SimpleNamespace  # status, out, err
 
 
@@ -65,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_tells_every_option(name: str, audiolora: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    said = audiolora(name, "--help")
+    said = audiolora(*name.split(), "--help")
     assert said.status == 0 and cli.DEBUG_VARIABLE in said.out
     lines = [line.strip(" │*") for line in said.out.splitlines()]
     for parameter in inspect.signature(COMMANDS[name]).parameters.values():
@@ -79,10 +85,10 @@ def test_help_tells_every_option(name: str, audiolora: Callable[..., Said], monk
 def test_help_loads_nothing_heavy() -> None:
     script = """
 import sys
-from audiolora import cli
-for command in ("transcribe", "inspect", "merge", "data"):
+from audiolora import cli, data_commands
+for command in ("transcribe", "inspect", "merge", "data", "data check"):
     try:
-        cli.run_app(cli.app, [command, "--help"])
+        cli.run_app(cli.app, [*command.split(), "--help"])
     except SystemExit:
         pass
 heavy = {"torch", "numpy", "peft", "transformers", "soundfile", "librosa"} & set(sys.modules)

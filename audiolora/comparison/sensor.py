@@ -51,6 +51,10 @@ class SensorTask:
     seed: int = 0
     file: FileSettings = FileSettings()  # noqa: RUF009  frozen
 
+    def network(self) -> TCNForecaster:
+        """An untrained forecaster."""
+        return TCNForecaster(1 + len(CALENDAR), self.span.horizon, channels=self.span.channels)
+
     def prepare(self, folder: Path) -> None:
         """Fetch and check the fleet, draw the devices, train the base."""
         if (folder / "split.json").is_file():
@@ -65,8 +69,7 @@ class SensorTask:
         plan = deploy(world.deployed, unseen=self.span.unseen, away=world.away, seed=self.seed, **spans)
         reads: dict[str, Any] = {"lookback": self.span.lookback, "horizon": self.span.horizon, "known": CALENDAR}
         torch.manual_seed(self.seed)
-        net = TCNForecaster(1 + len(CALENDAR), self.span.horizon, channels=self.span.channels)
-        base = Forecaster(net, freq=world.learned_freq, **reads)
+        base = Forecaster(self.network(), freq=world.learned_freq, **reads)
         known = self._inputs(world.learned, plan.learned)
         base.fit(
             known, until=plan.base_until, val=0.1, epochs=self.span.base_epochs, lr=2e-3, stride=2 * self.span.stride,
@@ -79,9 +82,7 @@ class SensorTask:
     def open(self, folder: Path) -> OpenSensorTask:
         """After `prepare`."""
         plan = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        base = Forecaster.load(
-            TCNForecaster(1 + len(CALENDAR), self.span.horizon, channels=self.span.channels), folder / "base"
-        )
+        base = Forecaster.load(self.network(), folder / "base")
         return OpenSensorTask(self, plan, base, pd.read_parquet(folder / "rows.parquet"))
 
     def _inputs(self, frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:

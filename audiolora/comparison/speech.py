@@ -14,15 +14,16 @@ from torch import nn
 from audiolora.comparison.trials import Scores
 from audiolora.speech.audio import duration_s
 from audiolora.speech.channels import parse_channel
+from audiolora.speech.checking import check_for_whisper
 from audiolora.speech.clips import Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
 from audiolora.speech.decode import transcribe
 from audiolora.speech.language import set_language, spoken_language, text_normalizer
-from audiolora.speech.manifests import check_utterances, read_utterances
+from audiolora.speech.manifests import read_utterances
 from audiolora.speech.metrics import utterance_errors
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import keep_split, split_by_text
+from audiolora.speech.split import keep_split, split_utterances
 from audiolora.speech.training import train_whisper
 from audiolora.speech.weights import load_whisper
 
@@ -52,6 +53,11 @@ class SpeechTask:
     dev: int | float = 40
     longest_s: float = 10.0
 
+    def network(self) -> nn.Module:
+        """The Whisper."""
+        model: nn.Module = load_whisper(self.model).model
+        return model
+
     def prepare(self, folder: Path) -> None:
         """Load the model once, read every clip once, and write down the split."""
         self.open(folder)
@@ -61,15 +67,14 @@ class SpeechTask:
         whisper, sound = load_whisper(self.model), parse_channel(self.channel)
         language = set_language(whisper.model, whisper.processor, spoken_language(self.data, self.language))
         normalize = text_normalizer(whisper.processor, language)
-        utterances = check_utterances(
+        utterances = check_for_whisper(
             [u for u in read_utterances(self.data) if duration_s(u.audio) <= self.longest_s],
-            encode=lambda text: whisper.processor.tokenizer(text, add_special_tokens=False).input_ids,
-            max_tokens=whisper.model.config.max_target_positions - 8,
+            whisper,
+            normalize,
             stretch=sound.stretch,
-            normalize=normalize,
             skip_bad=self.data in BUILTIN,
         )
-        split = split_by_text(utterances, test=self.test, dev=self.dev, seed=0)
+        split = split_utterances(utterances, test=self.test, dev=self.dev, seed=0)
         split = replace(split, train=split.train[: self.train_clips or None])
         keep_split(split, folder / "split.json")
         parts = {name: Clips(getattr(split, name), sound) for name in ("train", "dev", "test")}

@@ -48,6 +48,9 @@ class OpenTask(Protocol):
 class Task(Protocol):
     """The settings of a task: light, and can be sent to another process."""
 
+    def network(self) -> nn.Module:
+        """One of the base's shape, before anything is prepared: it tells which ways the base can take."""
+
     def prepare(self, folder: Path) -> None:
         """Whatever is done once for all ways (fetch, check, train the base); goes on where it was interrupted.
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import audiolora
 from audiolora.presets import preset_for, resolve_targets
+from audiolora.presets.preset import GROUPS
 
 Groups = tuple[str, ...]
 
@@ -45,6 +46,7 @@ WAYS: Mapping[str, Way] = {
     "bias": Way("every bias (BitFit, arXiv 2106.10199)", rate=3.0),
     "full": Way("everything", rate=0.1),
     "lora-attention": Way("LoRA in attention", "lora", ("attention",)),
+    "lora-attention-ffn": Way("LoRA in attention and feed-forward layers", "lora", ("attention", "ffn")),
     "lora-conv": Way("LoRA in the convolutions", "lora", ("conv",)),
     "lora": Way("LoRA in both", "lora", _BOTH),
     "dora": Way("DoRA in both", "dora", _BOTH),
@@ -67,9 +69,9 @@ class Prepared:
 
 
 def groups_of(base: nn.Module) -> tuple[str, ...]:
-    """The groups of targets that a base has: of convolutions and attention those that are there."""
+    """The groups of targets that a base has, of `presets.GROUPS`."""
     found = []
-    for group in _BOTH:
+    for group in GROUPS:
         try:
             resolve_targets(base, [group], preset_for(base))
         except ValueError:
@@ -106,7 +108,9 @@ def ways_for(base: nn.Module, asked: Sequence[str] = ()) -> tuple[str, ...]:
     check_ways(asked)
     there = groups_of(base)
     possible = [name for name, way in WAYS.items() if not way.groups or set(way.groups) & set(there)]
-    if len(there) == 1:  # then "both" is this one
+    if not {"attention", "ffn"} <= set(there):
+        possible = [name for name in possible if name != "lora-attention-ffn"]
+    if len(set(_BOTH) & set(there)) == 1:  # then "both" is this one
         possible = [name for name in possible if name not in ("lora-attention", "lora-conv")]
     if lacking := [way for way in asked if way not in possible]:
         raise ValueError(

@@ -15,9 +15,10 @@ from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.whisper_settings import WhisperSettings
 from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ
 from audiolora.speech.channels import parse_channel
+from audiolora.speech.checking import check_utterances
 from audiolora.speech.clips import Clips
 from audiolora.speech.language import text_normalizer
-from audiolora.speech.manifests import check_utterances, read_utterances
+from audiolora.speech.manifests import read_utterances
 from audiolora.speech.metrics import ErrorRates, error_rates
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.split import load_split

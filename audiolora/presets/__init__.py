@@ -2,13 +2,25 @@
 
 from torch import nn
 
+from audiolora.presets.conformer import PARAKEET, WAV2VEC2_BERT, WAV2VEC2_CONFORMER
 from audiolora.presets.patches import PATCHTSMIXER, PATCHTST
 from audiolora.presets.preset import GROUPS, Preset, resolve_targets, target_modules
 from audiolora.presets.series_transformers import SERIES_TRANSFORMERS
-from audiolora.presets.wav2vec2 import WAV2VEC2, WAVLM
+from audiolora.presets.wav2vec2 import SEW_D, WAV2VEC2, WAVLM
 from audiolora.presets.whisper import WHISPER
 
-PRESETS: tuple[Preset, ...] = (WHISPER, WAV2VEC2, WAVLM, SERIES_TRANSFORMERS, PATCHTST, PATCHTSMIXER)
+PRESETS: tuple[Preset, ...] = (
+    WHISPER,
+    WAV2VEC2,
+    WAVLM,
+    SEW_D,
+    WAV2VEC2_CONFORMER,
+    WAV2VEC2_BERT,
+    PARAKEET,
+    SERIES_TRANSFORMERS,
+    PATCHTST,
+    PATCHTSMIXER,
+)
 
 
 def preset_for(model: nn.Module) -> Preset | None:

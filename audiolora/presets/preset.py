@@ -34,6 +34,8 @@ class Preset:
         groups: group name → module-name suffixes, as PEFT's ``target_modules`` takes them.
         refused: which of the groups cannot be adapted here → why, and what to do instead.
         both: the groups that ``targets="both"`` means here; those without a module in a model are left out.
+        left_out: module-name suffixes that a group's suffixes would match and that are in no group; with a reason why
+            an adapter there would do nothing they are refused by name, too, and with "" they may be named.
         example_inputs: config → keyword arguments for a forward pass on the smallest sensible input.
     """
 
@@ -43,6 +45,7 @@ class Preset:
     example_inputs: Callable[[Any], dict[str, torch.Tensor]]
     refused: Mapping[str, str] = field(default_factory=dict)
     both: tuple[str, ...] = BOTH
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = set(self.groups) - set(GROUPS)
@@ -120,20 +123,30 @@ def _check_refused(model: nn.Module, resolved: Mapping[str, Sequence[str]], pres
     if preset is None:
         return
     for group, why in preset.refused.items():
-        refused = {name for suffix in preset.groups[group] for name in matching(model, suffix)}
+        refused = set(_members(model, group, preset))
         for target, names in resolved.items():
             if not refused.isdisjoint(names):
                 raise ValueError(f"{target!r} on {preset.family}: {why}")
+    for suffix, why in preset.left_out.items():
+        for target, names in resolved.items():
+            if why and not set(matching(model, suffix)).isdisjoint(names):
+                raise ValueError(f"{target!r} on {preset.family}: {suffix}: {why}")
 
 
 def _names(model: nn.Module, target: str, preset: Preset | None) -> list[str]:
     if preset is not None and target in preset.groups:
-        return [name for suffix in preset.groups[target] for name in matching(model, suffix)]
+        return _members(model, target, preset)
     if preset is None and target == "conv":
         return [name for name, module in modules_of(model).items() if isinstance(module, CONVOLUTIONS)]
     if preset is None and target == "attention":
         return [name for suffix in ("q_proj", "v_proj") for name in matching(model, suffix)]
     return matching(model, target)
+
+
+def _members(model: nn.Module, group: str, preset: Preset) -> list[str]:
+    """The full names of a group's modules."""
+    left_out = {name for suffix in preset.left_out for name in matching(model, suffix)}
+    return [name for suffix in preset.groups[group] for name in matching(model, suffix) if name not in left_out]
 
 
 def _called(model: nn.Module, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiolora.report.adapter_table import CONFIG_FILE, read_adapter
 from audiolora.speech.adapter import INFO_FILE, read_info
+from audiolora.speech.ctc.adapter import is_ctc_adapter, read_ctc_info
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,18 +49,34 @@ def print_run(run: Run, console: Console) -> None:
 def print_adapter(folder: Path, console: Console) -> None:
     """An adapter's base, language and context, as far as its files know them, and its modules."""
     adapter = read_adapter(folder)
-    if (folder / INFO_FILE).is_file():
-        info = read_info(folder)
-        facts = [
-            ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
-            ("audio context", info.context),
-            ("language", info.language or "English-only model"),
-        ]
-    else:
+    if not (folder / INFO_FILE).is_file():
         base = adapter.config.get("base_model_name_or_path") or "not named"
         facts = [("base model", str(base)), ("audio context", f"not known: no {INFO_FILE}, so not trained by a recipe")]
+    else:
+        facts = _ctc_facts(folder) if is_ctc_adapter(folder) else _whisper_facts(folder)
     _print_facts(console, f"adapter {folder}", facts)
     console.print(adapter.table())
+
+
+def _whisper_facts(folder: Path) -> Facts:
+    info = read_info(folder)
+    return [
+        ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
+        ("audio context", info.context),
+        ("language", info.language or "English-only model"),
+    ]
+
+
+def _ctc_facts(folder: Path) -> Facts:
+    info = read_ctc_info(folder)
+    head = "a new one, trained with the adapter" if info.new_head else "the base's"
+    return [
+        ("base model", f"{info.base_model} (fingerprint {info.base_fingerprint[:12]})"),
+        ("kind", "CTC"),
+        ("language", info.language or "not said"),
+        ("vocabulary", f"{len(info.vocabulary)} outputs: {' '.join(info.vocabulary[:40])}"),
+        ("output layer", head),
+    ]
 
 
 def _progress(run: Run, checkpoints: list[Path]) -> Facts:

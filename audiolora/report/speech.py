@@ -161,6 +161,34 @@ model = PeftModel.from_pretrained(whisper, {json.dumps(folder + "/adapter")})"""
     )
 
 
+def ctc_usage(run: str | os.PathLike[str]) -> tuple[Snippet, ...]:
+    """How to use the CTC adapter of a run: transcribe, merge, Python.
+
+    Args:
+        run: the run's directory, as the user would type it.
+
+    Example:
+        >>> [snippet.title for snippet in ctc_usage("runs/demo-ctc")]
+        ['Transcribe', 'Merge into a plain model', 'From Python']
+    """
+    folder = os.fspath(run)
+    typed = shlex.quote(folder)
+    python = f"""\
+from pathlib import Path
+
+from audiolora.speech.audio import read_audio
+from audiolora.speech.ctc.adapter import load_adapted_ctc
+from audiolora.speech.ctc.decode import transcribe_ctc
+
+model, ctc, info = load_adapted_ctc(Path({json.dumps(folder)}))
+print(transcribe_ctc(model, ctc.processor, [read_audio("recording.wav")]))"""
+    return (
+        Snippet("Transcribe", f"audiolora transcribe recording.wav --adapter {typed}"),
+        Snippet("Merge into a plain model", f"audiolora merge {typed} --out ctc-merged"),
+        Snippet("From Python", python),
+    )
+
+
 def write_report(path: str | os.PathLike[str], report: SpeechReport) -> None:
     """Write a self-contained HTML page, atomically: no scripts, nothing loaded from anywhere.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from audiolora.files import replace_folder, write_json, write_text
+from audiolora.speech.base_bits import check_base_bits, quantize_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,21 +43,25 @@ class AdapterInfo:
         base_fingerprint: of the base's convolutions, see `fingerprint`.
         context: ``"auto"`` or ``"full"``: how much audio the encoder sees in decoding.
         language: a Whisper language code, or None for an English-only model.
+        base_bits: 8 or 4 where it was trained over a base that `quantize_base` had rounded; otherwise 32. Its
+            fingerprint is of the rounded weights.
         format: of this file.
 
     Raises:
-        ValueError: another context.
+        ValueError: another context, or other bits.
     """
 
     base_model: str
     base_fingerprint: str
     context: Literal["auto", "full"]
     language: str | None
+    base_bits: int = 32
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         if self.context not in ("auto", "full"):
             raise ValueError(f"context must be 'auto' or 'full', got {self.context!r}")
+        check_base_bits(self.base_bits)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -157,6 +162,7 @@ def load_adapted(
         raise ValueError(
             f"{folder}: its base model cannot be loaded: {error}; name another place for the same weights with --base"
         ) from error
+    quantize_base(whisper.model, info.base_bits)
     found = fingerprint(whisper.model)
     if found != info.base_fingerprint:
         raise ValueError(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    import soundfile
+from audiolora.speech.audio_file import (
+    bounds_of,
+    check_finite,
+    check_length,
+    check_total,
+    check_whole,
+    open_audio,
+    read_frames,
+    skip_to,
+)
+from audiolora.speech.sources import AudioError, AudioSource, Segment
+
+__all__ = ["MAX_DURATION_S", "SAMPLE_RATE_HZ", "AudioError", "duration_s", "read_audio"]
 
 SAMPLE_RATE_HZ = 16_000
 """The rate every clip is brought to: what Whisper and wav2vec2 were trained on."""
@@ -18,21 +24,15 @@ MAX_DURATION_S = 30.0
 """The longest clip Whisper's encoder takes at once."""
 
 
-_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_LENGTH_UNKNOWN = 0x7FFFF000  # programs that write a WAV into a pipe put the largest number there
-
-
-class AudioError(ValueError):
-    """A clip that cannot be used; the message names the file, the rule and the remedy."""
-
-
 def read_audio(
-    source: Path | str | bytes, *, name: str | None = None, max_duration_s: float | None = None
+    source: AudioSource | str, *, name: str | None = None, max_duration_s: float | None = None
 ) -> np.ndarray:
     """Read one clip.
 
     Args:
-        source: path of an audio file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, …), or such a file's bytes.
+        source: path of an audio file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, …), such a file's bytes, or a
+            source: a segment of a file, a member of a tar, a cell of a table. Of a segment, its samples alone are
+            read, but for OGG (Vorbis, Opus) and GSM, which are decoded from their beginning.
         name: what errors call the clip; the path by default.
         max_duration_s: refuse a longer clip; None takes any length.
 
@@ -45,25 +45,16 @@ def read_audio(
     dtype('float32')
     """
     called = name or _name(source)
-    with _open(source, called) as file:
+    with open_audio(source, called) as file:
         rate_hz = file.samplerate
-        _check_whole(file, called)
-        _check_length(file, called, max_duration_s)
-        try:
-            frames = file.read(dtype="float32", always_2d=True)  # (n_frames, n_channels)
-        except RuntimeError as error:  # soundfile.LibsndfileError
-            raise AudioError(f"{called}: corrupt audio ({error}); record or convert it again") from error
-        promised = file.frames
-    if len(frames) < promised:
-        raise AudioError(
-            f"{called}: corrupt audio, {len(frames)} of {promised} samples could be read; convert it again"
-        )
-    if len(frames) == 0:
-        raise AudioError(f"{called}: zero length, the file holds no samples; remove it or record it again")
+        check_whole(file, called)
+        first, stop = bounds_of(source, file, called)
+        check_length((stop - first) / rate_hz, called, max_duration_s)
+        skip_to(file, first, called)
+        frames = read_frames(file, called, stop - first)
+    check_total(len(frames), stop - first, called)
     samples = frames.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(samples).all():
-        at_s = np.flatnonzero(~np.isfinite(samples))[0] / rate_hz
-        raise AudioError(f"{called}: NaN or infinite samples, the first at {at_s:.3f} s; export the clip again")
+    check_finite(samples, rate_hz, called)
     if rate_hz != SAMPLE_RATE_HZ:
         import librosa
 
@@ -71,8 +62,10 @@ def read_audio(
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
+def duration_s(source: AudioSource | str, *, name: str | None = None) -> float:
     """Length of a clip in seconds, from its header alone.
+
+    The length that a manifest gives a segment is taken as it is, without opening the file; `read_audio` verifies it.
 
     Raises:
         AudioError: a missing file, a folder, or no audio.
@@ -80,46 +73,13 @@ def duration_s(source: Path | str | bytes, *, name: str | None = None) -> float:
     >>> duration_s("clip.wav")  # doctest: +SKIP
     2.5
     """
-    with _open(source, name or _name(source)) as file:
-        return file.frames / file.samplerate
+    if isinstance(source, Segment) and source.duration_s is not None:
+        return source.duration_s
+    called = name or _name(source)
+    with open_audio(source, called) as file:
+        first, stop = bounds_of(source, file, called)
+        return (stop - first) / file.samplerate
 
 
-def _name(source: Path | str | bytes) -> str:
+def _name(source: AudioSource | str) -> str:
     return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
-
-
-def _check_whole(file: soundfile.SoundFile, called: str) -> None:
-    """libsndfile reads a WAV that breaks off as a shorter clip, and says so in its log alone."""
-    cut = _CUT.search(file.extra_info)
-    if cut is None:
-        return
-    promised, there = int(cut[1]), int(cut[2])
-    if there < promised < _LENGTH_UNKNOWN:
-        raise AudioError(f"{called}: truncated, {there} of {promised} bytes of samples are there; fetch it again")
-
-
-def _check_length(file: soundfile.SoundFile, called: str, max_duration_s: float | None) -> None:
-    length_s = file.frames / file.samplerate
-    if max_duration_s is not None and length_s > max_duration_s:
-        raise AudioError(
-            f"{called}: {length_s:.1f} s, longer than the limit of {max_duration_s:g} s; cut it into pieces"
-        )
-
-
-def _open(source: Path | str | bytes, called: str) -> soundfile.SoundFile:
-    import soundfile
-
-    if not isinstance(source, bytes):
-        path = Path(source)
-        if path.is_dir():
-            raise AudioError(f"{called}: is a folder, not an audio file")
-        if not path.exists():
-            raise AudioError(f"{called}: no such file")
-        if path.stat().st_size == 0:
-            raise AudioError(f"{called}: zero length, the file is empty; remove it or record it again")
-    elif not source:
-        raise AudioError(f"{called}: zero length, there are no bytes; remove it or record it again")
-    try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-    except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        raise AudioError(f"{called}: corrupt, or not audio that libsndfile reads ({error})") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from audiolora.speech.adapter import AdapterInfo
+    from audiolora.speech.ctc.adapter import CtcInfo
     from audiolora.speech.metrics import ErrorRates
 
 SOURCES = "## Sources and licences"
@@ -16,7 +17,7 @@ _CARD = """---
 base_model: {info.base_model}
 library_name: peft
 pipeline_tag: automatic-speech-recognition
-tags: [audiolora, lora, whisper]
+tags: [audiolora, lora, {tag}]
 metrics: [wer, cer]
 {language}---
 
@@ -35,9 +36,7 @@ A low-rank adapter for {info.base_model}, trained with audiolora. {summary}
 
     audiolora transcribe recording.wav --adapter PATH
 
-Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.
-
-{sources}
+{decoding}{sources}
 
 {attribution}
 """
@@ -46,10 +45,13 @@ Decode with the context it was trained at (`{info.context}`); `audiolora transcr
 def model_card(
     title: str,
     summary: str,
-    info: AdapterInfo,
+    info: AdapterInfo | CtcInfo,
     before: ErrorRates,
     after: ErrorRates,
     *,
+    tag: str,
+    decoding: str,
+    language: str,
     notes: Sequence[str],
     attribution: Sequence[str],
 ) -> str:
@@ -60,6 +62,9 @@ def model_card(
         summary: one or two sentences: data, channel, parameters.
         info: of the adapter.
         before, after: held-out error rates.
+        tag: the hub's name of the kind of model.
+        decoding: a sentence on how to decode; "" for none.
+        language: BCP 47 tag of what is spoken; "und" where nobody said.
         notes: what a reader must know, a paragraph each.
         attribution: sources and licences, a line each.
     """
@@ -67,7 +72,9 @@ def model_card(
         title=title,
         summary=summary,
         info=info,
-        language=f"language: {info.language}\n" if info.language else "language: en\n",
+        tag=tag,
+        decoding=f"{decoding}\n\n" if decoding else "",
+        language=f"language: {language}\n" if language != "und" else "",
         before=_cells(before),
         after=_cells(after),
         notes="\n\n".join(notes),

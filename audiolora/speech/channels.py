@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from itertools import islice
 import numpy as np
 
 from audiolora.speech.audio import SAMPLE_RATE_HZ, read_audio
+from audiolora.speech.codecs import telephone_codec
 from audiolora.speech.rows import DataError
 
 Pool = Sequence[np.ndarray]
@@ -148,19 +148,6 @@ def shift_frequencies(audio: np.ndarray, shift_hz: float) -> np.ndarray:
     return np.real(hilbert(audio) * turn)
 
 
-def gsm_codec(audio: np.ndarray) -> np.ndarray:
-    """There and back through libsndfile's GSM 06.10 at 8 kHz, same length."""
-    import soundfile
-    from scipy.signal import resample_poly
-
-    coded = io.BytesIO()
-    narrow = np.clip(resample_poly(audio, 1, 2), -0.99, 0.99)  # resampling overshoots what the codec can hold
-    soundfile.write(coded, narrow, SAMPLE_RATE_HZ // 2, format="WAV", subtype="GSM610")
-    coded.seek(0)
-    decoded, _ = soundfile.read(coded, dtype="float32")  # padded to whole blocks of 320 samples
-    return resample_poly(decoded, 2, 1)[: len(audio)]
-
-
 def mulaw_codec(audio: np.ndarray, bits: int) -> np.ndarray:
     """Mu-law companding (mu = 255) with 2**bits levels, relative to the clip's peak; comes out with peak 1."""
     scaled = audio / (np.abs(audio).max() + 1e-6)
@@ -175,6 +162,13 @@ def lowpass(audio: np.ndarray, cutoff_hz: float) -> np.ndarray:
     from scipy.signal import butter
 
     return _zero_phase(butter(8, cutoff_hz, btype="low", fs=SAMPLE_RATE_HZ, output="sos"), audio)
+
+
+def bandpass(audio: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
+    """Eighth-order Butterworth band-pass, zero phase."""
+    from scipy.signal import butter
+
+    return _zero_phase(butter(4, [low_hz, high_hz], btype="band", fs=SAMPLE_RATE_HZ, output="sos"), audio)
 
 
 def change_rate(audio: np.ndarray, factor: float) -> np.ndarray:
@@ -262,7 +256,9 @@ _KINDS = {
         lambda audio, x, rng, pools: change_rate(audio, x),
         limits=(0.25, 4.0),
     ),
-    "gsm": _Kind("gsm", "gsm", "GSM 06.10 codec at 8 kHz", lambda audio, x, rng, pools: gsm_codec(audio)),
+    "gsm": _Kind(
+        "gsm", "gsm", "GSM 06.10 codec at 8 kHz", lambda audio, x, rng, pools: telephone_codec(audio, "GSM610")
+    ),
     "mulaw": _Kind(
         r"mulaw(\d+)?",
         "mulaw{:g}",

@@ -1,22 +1,26 @@
-"""Clips as a model hears them: read, sent through the channel, and turned into batches of log-mel frames."""
+"""Clips as a model hears them: read, sent through the channel, augmented, and turned into batches of log-mel frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, duration_s, read_audio
+from audiolora.speech.audio import SAMPLE_RATE_HZ, read_audio
+from audiolora.speech.augmentation import Augmentation, torch_generator
 from audiolora.speech.channels import Channel
 from audiolora.speech.context import ContextPolicy
 from audiolora.speech.decode import log_mel
-from audiolora.speech.torchaudio_extra import speed_perturb
+from audiolora.speech.measuring import durations_s
 from audiolora.speech.utterance import Utterance
 
 IGNORED = -100
 """The label that transformers leaves out of the loss."""
+
+Fits = Callable[[str, int], bool]
 
 KEPT_S = 3600.0
 """Sets of up to an hour stay in memory: 230 MB at 16 kHz."""
@@ -43,8 +47,12 @@ class Clips(Dataset[dict[str, Any]]):
         if not utterances:
             raise ValueError("no clips; each part of the split needs some: ask for more than 0 with test and dev")
         self.utterances, self.channel = tuple(utterances), channel
-        self.durations_s = tuple(duration_s(utterance.audio, name=utterance.where) for utterance in self.utterances)
+        self.durations_s = durations_s(self.utterances)
         self._kept: dict[int, np.ndarray] | None = {} if sum(self.durations_s) <= KEPT_S else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process is sent where it is not forked: to read a clip is faster than to send it."""
+        return {**self.__dict__, "_kept": None if self._kept is None else {}}
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -62,9 +70,69 @@ class Clips(Dataset[dict[str, Any]]):
             self._kept[index] = audio
         return audio
 
+    def augmented(self, augmentation: Augmentation, *, seed: int, fits: Fits | None = None) -> "TrainingClips":
+        """The same clips as training hears them, anew in each epoch: see `TrainingClips`."""
+        return TrainingClips(self, augmentation, seed, fits)
+
     def audios(self) -> list[np.ndarray]:
         """Every clip's audio, in order."""
         return [self[i]["audio"] for i in range(len(self))]
+
+
+class TrainingClips(Dataset[dict[str, Any]]):
+    """Clips as training hears them: after the channel, each epoch draws effects for each clip.
+
+    Items are those of `Clips` with one entry more: ``"key"``, a text of seed, epoch and clip id, which seeds all that
+    is random about the item, here and in a collator (see `batch_key`). So an epoch's items are the same in whatever
+    order, batches and processes they are read, and after a resume.
+
+    Args:
+        clips: what to read.
+        augmentation: what to do to it; an empty one leaves clips as they are.
+        seed: of the training.
+        fits: whether a clip with this text may have so many samples; an effect that would make it longer or shorter
+            than that is left out. None takes any length.
+
+    Example:
+        >>> heard = clips.augmented(parse_augmentation("noise5-20dB"), seed=0)  # doctest: +SKIP
+        >>> heard.set_epoch(1)  # doctest: +SKIP
+    """
+
+    def __init__(self, clips: Clips, augmentation: Augmentation, seed: int, fits: Fits | None = None) -> None:
+        self.clips, self.augmentation, self.seed, self.fits = clips, augmentation, seed, fits
+        self.durations_s = clips.durations_s
+        # Shared, for worker processes that live longer than an epoch must see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        augmentation.prepare()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that items are drawn for, from 0."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for another epoch from now on."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.clips[index]
+        key = f"{self.seed}/{self.epoch}/{item['id']}"
+        fits = None if self.fits is None else partial(self.fits, item["text"])
+        return {**item, "audio": self.augmentation.apply(item["audio"], key, fits=fits), "key": key}
+
+
+def batch_key(items: Sequence[dict[str, Any]]) -> str:
+    """What seeds the draws for a whole batch: the keys of its clips.
+
+    Raises:
+        ValueError: items without a key, which are not of `TrainingClips`.
+    """
+    if any("key" not in item for item in items):
+        raise ValueError("a batch that is trained on has clips from Clips.augmented(...): they know seed and epoch")
+    return "\0".join(item["key"] for item in items)
 
 
 @dataclass(frozen=True)
@@ -75,31 +143,25 @@ class WhisperCollator:
         processor: a ``WhisperProcessor`` whose tokenizer has its language and task set.
         context: how much audio the encoder sees.
         start_token: the decoder's first token, which the model puts before the labels by itself.
-        training: whether its batches are trained on; only then does a mixed context draw, and speed change.
-        speed: in training, a clip is played at 1 - speed, 1 or 1 + speed times its speed, as torch's generator draws.
+        training: whether its batches are trained on; only then does a mixed context draw, by `batch_key`.
     """
 
     processor: Any
     context: ContextPolicy
     start_token: int
     training: bool
-    speed: float = 0.0
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        audios = [self._at_some_speed(item["audio"]) for item in items]
-        frames = self.context.n_frames([len(audio) / SAMPLE_RATE_HZ for audio in audios], training=self.training)
+        audios = [item["audio"] for item in items]
+        frames = self.context.n_frames(
+            [len(audio) / SAMPLE_RATE_HZ for audio in audios],
+            training=self.training,
+            generator=torch_generator(batch_key(items)) if self.training else None,
+        )
         features = [log_mel(self.processor, audio, frames) for audio in audios]
         tokens = [self._labels(item["text"]) for item in items]
         labels = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
         return {"input_features": torch.stack(features), "labels": labels}
-
-    def _at_some_speed(self, audio: np.ndarray) -> np.ndarray:
-        if not self.training or not self.speed:
-            return audio
-        factor = 1 + self.speed * (int(torch.randint(3, ())) - 1)
-        if factor == 1 or len(audio) / factor > MAX_DURATION_S * SAMPLE_RATE_HZ:  # slower, it would not fit the model
-            return audio
-        return speed_perturb(torch.from_numpy(audio), factor=factor, sample_rate_hz=SAMPLE_RATE_HZ).numpy()
 
     def _labels(self, text: str) -> torch.Tensor:
         ids = self.processor.tokenizer(text).input_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,8 +94,8 @@ def compare(
     if len(systems) < 2:
         raise ValueError(f"a comparison needs two systems or more, got {len(systems)}")
     ids, notes = _shared(systems, common)
-    rules = normalize.record() if normalize is not None else _same_rules(systems)
-    read: Callable[[str], str] = normalize or _AsCompared(Normalizer(rules["rules"], rules["language"]).unspaced)
+    rules = normalize.record() if normalize is not None else _same_rules(systems, ids)
+    read: Callable[[str], str] = normalize or _AsCompared(_unspaced(rules))
     scored = [_score(system, ids, read, normalize is None, unit, confidence) for system in systems]
     first = [one.errors for one in scored[0].errors]
     units = [one.words for one in scored[0].errors]
@@ -150,7 +150,12 @@ def _shared(systems: Sequence[Hypotheses], common: bool) -> tuple[list[str], lis
     return shared, [f"Only the {len(shared)} shared utterances are compared: {fault}." for fault in faults]
 
 
-def _same_rules(systems: Sequence[Hypotheses]) -> dict[str, Any]:
+def _unspaced(rules: Mapping[str, Any]) -> bool:
+    """Of texts that are normalised already; those in a CTC model's alphabet are as they are written."""
+    return rules["rules"] != "alphabet" and Normalizer(rules["rules"], rules["language"]).unspaced
+
+
+def _same_rules(systems: Sequence[Hypotheses], ids: Sequence[str]) -> dict[str, Any]:
     for system in systems:
         if system.normalize is None:
             raise ValueError(f"{system.name}: no rules for its texts are known; name them: --normalize basic")
@@ -159,6 +164,13 @@ def _same_rules(systems: Sequence[Hypotheses]) -> dict[str, Any]:
                 f"{systems[0].name} and {system.name} were scored by other rules for texts: "
                 f"{dict(systems[0].normalize or {})} and {dict(system.normalize)}; name one for all: --normalize basic"
             )
+        for name in ids:  # equal rules, and yet other texts: a CTC model's alphabet has other letters
+            said = [(one.texts[name].compared or ("",))[0] for one in (systems[0], system)]
+            if said[0] != said[1]:
+                raise ValueError(
+                    f"{systems[0].name} and {system.name} compare {name} by other texts, {said[0]!r} and {said[1]!r}; "
+                    "name rules for all: --normalize basic"
+                )
     return dict(systems[0].normalize or {})
 
 

@@ -138,17 +138,21 @@ def merge_adapter(
         >>> merge_adapter(Path("runs/demo"), Path("whisper-demo")).difference < 1e-4  # doctest: +SKIP
         True
     """
+    from audiolora.quantizing import dequantize
+
     folder = adapter_folder(path)
-    _check_out(out, (folder, Path(base or read_info(folder).base_model).expanduser()), overwrite)
+    check_out(out, (folder, Path(base or read_info(folder).base_model).expanduser()), overwrite)
     adapted, whisper, info = load_adapted(path, base=base, log=log)
     expected = _test_logits(adapted)
+    if info.base_bits != 32:  # the rounded weights, in float: outputs are the same, and a merge is exact
+        dequantize(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         _save(merged, whisper.processor, scratch)
         difference = _difference(expected, scratch)
-        described = MergedInfo(info.base_model, _name(folder), info.context, info.language)
+        described = MergedInfo(info.base_model, adapter_name(folder), info.context, info.language)
         write_json(scratch / INFO_FILE, asdict(described))
         write_text(scratch / "README.md", _card(out.name, described, info, difference, folder))
         size_bytes = sum(file.stat().st_size for file in scratch.iterdir())
@@ -158,7 +162,17 @@ def merge_adapter(
     return Merged(out, described, difference, size_bytes)
 
 
-def _check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
+def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
+    """Nothing if a merged model may be written to ``out``.
+
+    Args:
+        out: a folder, there or not.
+        sources: what must not be deleted with it: adapter and base.
+        overwrite: replace a model that is there.
+
+    Raises:
+        ValueError: it may not.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     if not out.exists() or not any(out.iterdir()):
@@ -222,7 +236,7 @@ def _difference(expected: torch.Tensor, folder: Path) -> float:
     return difference
 
 
-def _name(adapter: Path) -> str:
+def adapter_name(adapter: Path) -> str:
     """What people call it: the run's name, or the folder's."""
     folder = adapter.resolve()
     return folder.parent.name if folder.name == "adapter" else folder.name

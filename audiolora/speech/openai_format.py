@@ -10,7 +10,7 @@ import dataclasses
 import io
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -98,6 +98,52 @@ def rename_openai_key(key: str) -> str:
     for old, new in _RENAMES:
         key = key.replace(old, new)
     return "model." + key
+
+
+def openai_key(key: str) -> str:
+    """The openai-whisper name of a transformers parameter; `rename_openai_key` backwards.
+
+    Raises:
+        WeightsError: a parameter that openai-whisper's model has no place for.
+
+    Example:
+        >>> openai_key("model.decoder.layers.0.encoder_attn.k_proj.weight")
+        'decoder.blocks.0.cross_attn.key.weight'
+    """
+    name = key.removeprefix("model.")
+    for openai, ours in reversed(_RENAMES):
+        name = name.replace(ours, openai)
+    if rename_openai_key(name) != key:
+        raise WeightsError(f"{key}: openai-whisper's model has no parameter for it")
+    return name
+
+
+def openai_checkpoint(model: WhisperForConditionalGeneration) -> dict[str, dict[str, Any]]:
+    """What openai-whisper's ``load_model`` reads: ``dims`` and ``model_state_dict``, in the model's own dtype.
+
+    Args:
+        model: a plain Whisper, no adapter on it.
+
+    Raises:
+        WeightsError: sizes or parameters that openai-whisper's model cannot have.
+    """
+    config = model.config
+    heads = (config.encoder_attention_heads, config.decoder_attention_heads)
+    dims = ModelDimensions(
+        n_mels=config.num_mel_bins, n_audio_ctx=config.max_source_positions, n_audio_state=config.d_model,
+        n_audio_head=heads[0], n_audio_layer=config.encoder_layers, n_vocab=config.vocab_size,
+        n_text_ctx=config.max_target_positions, n_text_state=config.d_model, n_text_head=heads[1],
+        n_text_layer=config.decoder_layers,
+    )  # fmt: skip
+    if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:
+        raise WeightsError(f"feed-forward layers must be 4 x {config.d_model} wide, got {config.encoder_ffn_dim}")
+    if not torch.equal(model.proj_out.weight, model.model.decoder.embed_tokens.weight):
+        raise WeightsError("proj_out: openai-whisper's output projection is the token embedding, and here they differ")
+    tensors = {key: value.detach() for key, value in model.state_dict().items() if key != "proj_out.weight"}
+    return {
+        "dims": dataclasses.asdict(dims),
+        "model_state_dict": {openai_key(key): value.cpu().contiguous() for key, value in tensors.items()},
+    }
 
 
 def read_openai_checkpoint(data: bytes, name: str = "checkpoint") -> tuple[ModelDimensions, dict[str, torch.Tensor]]:

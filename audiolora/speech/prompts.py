@@ -19,6 +19,11 @@ from audiolora.speech.rows import DataError
 from audiolora.speech.utterance import Utterance
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGIT_FILE = re.compile(r"(\d)_([a-z]+)_(\d+)")
+_GET_DIGITS = (
+    "get the Free Spoken Digit Dataset (github.com/Jakobovski/free-spoken-digit-dataset), put its folder recordings at "
+    "FOLDER/spoken_digits/recordings, and set AUDIOLORA_DATA=FOLDER"
+)
 _DIRECTIONS = re.compile(r"[\[(<].*?[\])>]")  # "[ascending tones]", "(not a prompt)"
 _WORD = re.compile(r"\w")
 
@@ -135,7 +140,8 @@ def clean_transcript(text: str) -> str:
 def load_spoken_digits() -> list[Utterance]:
     """The Free Spoken Digit Dataset, from the folder that the environment variable AUDIOLORA_DATA names.
 
-    Returns: utterances sorted by id, `digit_speaker_index`; audio is the path of an 8 kHz WAV file.
+    Returns: utterances sorted by id, `digit_speaker_index`; audio is the path of an 8 kHz WAV file. The parts are the
+        data set's own, indices 0 to 4 for testing and the rest for training, of which 5 and 6 are dev.
 
     Raises:
         DataError: AUDIOLORA_DATA is not set, or the recordings do not lie below it.
@@ -143,9 +149,13 @@ def load_spoken_digits() -> list[Utterance]:
     folder = _digits_folder()
     utterances = []
     for clip in sorted(folder.glob("*.wav")):
-        digit, speaker, _ = clip.stem.split("_")
+        name = _DIGIT_FILE.fullmatch(clip.stem)
+        if name is None:
+            raise DataError(f"{clip}: not named as the data set's recordings are, digit_speaker_index.wav")
+        digit, speaker, index = name.groups()
         text, where = _DIGITS[int(digit)], f"spoken_digits/{clip.name}"
-        utterances.append(Utterance(clip.stem, clip, text, where, speaker=speaker))
+        part = "test" if int(index) < 5 else "dev" if int(index) < 7 else "train"
+        utterances.append(Utterance(clip.stem, clip, text, where, speaker=speaker, part=part))
     if not utterances:
         raise DataError(f"spoken-digits: {folder} holds no recordings")
     return utterances
@@ -180,10 +190,10 @@ def fetch_builtin(name: str) -> str:
 def _digits_folder() -> Path:
     root = os.environ.get("AUDIOLORA_DATA")
     if not root:
-        raise DataError("spoken-digits: set AUDIOLORA_DATA to the folder that holds spoken_digits/recordings")
+        raise DataError(f"spoken-digits: AUDIOLORA_DATA is not set; {_GET_DIGITS}")
     folder = Path(root).expanduser() / "spoken_digits" / "recordings"
     if not folder.is_dir():
-        raise DataError(f"spoken-digits: no folder {folder}; AUDIOLORA_DATA must hold spoken_digits/recordings")
+        raise DataError(f"spoken-digits: no folder {folder}; {_GET_DIGITS}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Rows of speech manifests as they are written: JSONL, CSV, TSV, folders with transcripts, saved `datasets`.
+"""Rows of speech manifests as they are written: JSONL, CSV, TSV.
 
 A reader yields a row as (where it was read, its columns), or, for what is no row, a string that tells the problem.
 """
@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,37 @@ Row = tuple[str, Mapping[Any, Any]]
 """Where a row was read, and its columns; a missing field of a table is None, surplus ones stand under the key None."""
 
 
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of one file or folder.
+
+    Args:
+        called: what errors call it.
+        rows: its rows, and problems its reader met.
+        root: what relative audio paths are relative to.
+        columns: the audio and the text column, where the layout fixes them; else the caller names them.
+        part: train, dev or test, where the data says so.
+    """
+
+    called: str
+    rows: Iterable[Row | str]
+    root: Path
+    columns: tuple[str, str] | None = None
+    part: str | None = None
+
+
 class DataError(ValueError):
-    """Speech data that cannot be used; the message lists every problem by file and row."""
+    """Speech data that cannot be used; the message lists problems by file and row.
+
+    Args:
+        message: for people; of many problems it spells out the first.
+        problems: every one of them.
+        kind: of one row's fault, a key of `findings.KINDS`.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = (), *, kind: str = "row") -> None:
+        super().__init__(message)
+        self.problems, self.kind = tuple(problems), kind
 
 
 def manifest_rows(path: Path) -> Iterable[Row | str]:
@@ -27,11 +57,19 @@ def manifest_rows(path: Path) -> Iterable[Row | str]:
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: not a manifest this reads; it must end in {', '.join(readers)}")
+    return readers[path.suffix.lower()](read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    return readers[path.suffix.lower()](text, path)
 
 
 def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
@@ -60,45 +98,3 @@ def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
             yield f"{path.name} row {number}", record
     except csv.Error as error:
         yield f"{path.name} line {table.line_num}: {error}"
-
-
-def folder_rows(folder: Path) -> Iterator[Row | str]:
-    """Each audio file below a folder with the `.txt` beside it, by path."""
-    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not clips:
-        raise DataError(
-            f"{folder}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}) and no metadata.csv or metadata.jsonl"
-        )
-    for clip in clips:
-        written, transcript = clip.relative_to(folder).as_posix(), clip.with_suffix(".txt")
-        where = f"{folder.name}/{written}"
-        if not transcript.is_file():
-            yield f"{where}: no transcript beside it; write what is said into {transcript.name}"
-            continue
-        try:
-            yield where, {"audio": written, "text": transcript.read_text(encoding="utf-8-sig")}
-        except UnicodeDecodeError as error:
-            yield f"{where}: {transcript.name} is not UTF-8 text (byte {error.start})"
-
-
-def dataset_rows(folder: Path, split: str | None) -> Iterator[Row | str]:
-    """Rows of a directory written by `datasets.save_to_disk`, counted from 0 as there; clips stay undecoded."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: cannot be read as a saved data set ({error})") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            said = "holds several splits" if split is None else f"has no split {split!r}"
-            raise DataError(f"{folder}: {said}; choose one of " + ", ".join(f"{folder}:{name}" for name in loaded))
-        loaded = loaded[split]
-    elif split is not None:
-        raise DataError(f"{folder}: is one data set without splits; leave ':{split}' away")
-    for name, feature in loaded.features.items():
-        if isinstance(feature, datasets.Audio):  # the bytes or path as stored: decoding is read_audio's work
-            loaded = loaded.cast_column(name, datasets.Audio(decode=False))
-    called = folder.name if split is None else f"{folder.name}:{split}"
-    for number, record in enumerate(loaded):
-        yield f"{called} row {number}", record

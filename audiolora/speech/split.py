@@ -1,13 +1,14 @@
-"""Train, dev and test parts in which no sentence is shared.
+"""Train, dev and test parts: those that the data bring, or drawn ones in which no sentence is shared.
 
-Utterances are grouped by normalised text and whole groups are dealt out. The order of dealing is the groups' digests
-with the seed, so it depends on neither the order of the input nor on any random generator's version.
+To draw, utterances are grouped by normalised text and whole groups are dealt out. The order of dealing is the groups'
+digests with the seed, so it depends on neither the order of the input nor on any random generator's version.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -16,10 +17,17 @@ from pathlib import Path
 
 from audiolora.files import write_json
 from audiolora.speech.rows import DataError
+from audiolora.speech.sources import AudioSource
 from audiolora.speech.utterance import Utterance
 
+TEST, DEV = 100, 0.12
+"""Sizes of the parts that are drawn, where nobody says others."""
+
 _PARTS = ("train", "dev", "test")
+_PAIRS = (("train", "test"), ("train", "dev"), ("dev", "test"))
 _NOT_WORD = re.compile(r"[^\w]|_")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,84 @@ def split_by_text(
     return Split(train=_flat(train_groups), dev=_flat(dev_groups), test=_flat(test_groups))
 
 
+def split_utterances(
+    utterances: Sequence[Utterance],
+    *,
+    test: int | float | None = None,
+    dev: int | float | None = None,
+    seed: int,
+    normalize: Callable[[str], str] | None = None,
+) -> Split:
+    """The parts that the data bring (`Utterance.part`); what they lack is drawn by `split_by_text`, out of train.
+
+    What the given parts share (sentences, speakers, clips) is logged as warnings, see `shared`.
+
+    Args:
+        test, dev: sizes: an int counts utterances, a float in [0, 1) is a share. None takes all of a part that is
+            given, else 100 and 0.12. Of a given part a size takes that much, by whole sentences, as the
+            seed deals them.
+        seed: another seed deals another split.
+        normalize: text -> what it is compared by; `fold_text` by default.
+
+    Raises:
+        DataError: utterances with and without a part, no train part, or sizes that cannot be had.
+
+    >>> split_utterances(read_utterances("common_voice/it"), seed=0)  # doctest: +SKIP
+    """
+    given = {part: [u for u in utterances if u.part == part] for part in _PARTS}
+    if not any(given.values()):
+        how = {"test": TEST if test is None else test, "dev": DEV if dev is None else dev}
+        return split_by_text(utterances, **how, seed=seed, normalize=normalize)
+    if odd := next((u for u in utterances if u.part is None), None):
+        raise DataError(f"{odd.where}: belongs to no part, and others are train, dev or test; name all parts or none")
+    if not given["train"]:
+        raise DataError(
+            f"{utterances[0].where}: the data have the parts {' and '.join(p for p in given if given[p])}, and none to "
+            "train on; name the train part too"
+        )
+    drawn = {
+        "test": 0 if given["test"] else TEST if test is None else test,
+        "dev": 0 if given["dev"] else DEV if dev is None else dev,
+    }
+    rest = split_by_text(given["train"], **drawn, seed=seed, normalize=normalize)
+    split = Split(
+        train=rest.train,
+        dev=_share(given["dev"], dev, seed, normalize) or rest.dev,
+        test=_share(given["test"], test, seed, normalize) or rest.test,
+    )
+    for line in shared(split, normalize=normalize):
+        logger.warning("%s", line)
+    return split
+
+
+def shared(split: Split, *, normalize: Callable[[str], str] | None = None) -> list[str]:
+    """What two parts of a split have in common, a line each: sentences, speakers, clips.
+
+    Args:
+        split: of the data.
+        normalize: text -> what it is compared by; `fold_text` by default.
+
+    >>> shared(split_by_text(utterances, test=100, dev=0.1, seed=0))  # doctest: +SKIP
+    []
+    """
+    same: dict[str, Callable[[Utterance], str | AudioSource | None]] = {
+        "sentences": lambda utterance: (normalize or fold_text)(utterance.text),
+        "speakers": lambda utterance: utterance.speaker,
+        "clips": lambda utterance: utterance.audio,
+    }
+    lines = []
+    for what, key in same.items():
+        seen = {part: {key(one) for one in getattr(split, part)} - {None} for part in _PARTS}
+        for one, other in _PAIRS:
+            if both := seen[one] & seen[other]:
+                n = sum(key(utterance) in both for utterance in getattr(split, other))
+                lines.append(
+                    f"{one} and {other} share {len(both)} {what} ({n} of {len(getattr(split, other))} utterances of "
+                    f"{other}): figures of {other} tell less about {'clips' if what == 'clips' else 'other ' + what}"
+                )
+    return lines
+
+
 def save_split(split: Split, path: Path) -> None:
     """Write the ids of each part as JSON; the file is there whole or not at all.
 
@@ -141,6 +227,22 @@ def load_split(path: Path, utterances: Sequence[Utterance]) -> Split:
 
 
 _Groups = list[list[Utterance]]
+
+
+def _share(
+    given: Sequence[Utterance], size: int | float | None, seed: int, normalize: Callable[[str], str] | None
+) -> tuple[Utterance, ...]:
+    """As much of a given part as is asked for, by whole sentences."""
+    if not given or size is None:
+        return tuple(given)
+    part = str(given[0].part)
+    if size == 0:
+        raise DataError(
+            f"{given[0].where}: the data bring a {part} part, and {part}=0 asks for none; leave the option away, or "
+            "name the train part alone as the data, and parts are drawn from it"
+        )
+    groups = _groups(given, seed, normalize or fold_text)
+    return _flat(_take(groups, min(_size(part, size, len(given)), len(given)), keep=0)[0])
 
 
 def _size(part: str, asked: int | float, total: int) -> int:

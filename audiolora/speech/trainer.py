@@ -1,7 +1,8 @@
 """What every speech training has in common, whatever the model: transformers' Trainer set up for whole checkpoints and
-exact resume."""
+exact resume, on one device or several."""
 
-import json
+import dataclasses
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,34 +11,55 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from audiolora.checkpoints import WholeCheckpoints
-from audiolora.files import write_text
+from audiolora.checkpoints import WholeCheckpoints, check_processes, epochs_to_train, last_whole_checkpoint
+from audiolora.speech.precision import mixed_precision
+from audiolora.speech.sampling import EpochsOfClips
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.training_history import History, SavesWithinEpochs
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-
-class _Metrics(TrainerCallback):
-    """Keeps ``metrics.jsonl`` equal to the trainer's own history, which a resume takes back to its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+LOGGING_STEPS = 5
+WAIT = timedelta(hours=12)
+"""How long a process waits for the others: the first may decode all the test clips meanwhile. One that died is noticed
+at once."""
 
 
 def this_process() -> PartialState:
-    """Where this process stands among those that ``accelerate launch`` or ``torchrun`` started, on CPUs too."""
-    asked = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
-    return PartialState(cpu=asked or not torch.accelerator.is_available())
+    """Where this process stands among those that ``accelerate launch`` or ``torchrun`` started, on CPUs too.
+
+    Raises:
+        ValueError: accelerate was told to shard the model over CPUs, which it does not do, and does not say.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()  # accelerate launch --cpu
+    if cpu and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "accelerate shards a model (--use_fsdp) over GPUs alone, and on CPUs would leave it whole in each process "
+            "without a word; leave --use_fsdp out"
+        )
+    return PartialState(cpu=cpu, timeout=WAIT)
+
+
+def resume_point(settings: TrainingSettings, folder: Path) -> tuple[str | None, int]:
+    """Where to go on from: the last whole checkpoint in ``folder``, if there is one, and the epochs to train in all.
+
+    Raises:
+        ValueError: it was written by another number of processes.
+    """
+    process = this_process()
+    with process.main_process_first():
+        checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is None:
+        return None, settings.epochs
+    check_processes(checkpoint, process.num_processes)
+    return str(checkpoint), epochs_to_train(settings.epochs, checkpoint)
 
 
 def trainer_callbacks(settings: TrainingSettings, folder: Path) -> list[TrainerCallback]:
     """Whole checkpoints, ``metrics.jsonl`` in the folder, and early stopping where it is set."""
     stopping = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
-    return [WholeCheckpoints(), _Metrics(folder / "metrics.jsonl"), *stopping]
+    saving = SavesWithinEpochs(settings.save_steps, settings.save_minutes)
+    return [saving, WholeCheckpoints(), EpochsOfClips(), History(folder / "metrics.jsonl"), *stopping]
 
 
 def trainer_arguments(
@@ -48,12 +70,15 @@ def trainer_arguments(
     Args:
         kind: transformers' class of arguments.
         settings: see `TrainingSettings`.
-        epochs: to train, in all; see `checkpoints.epochs_to_train`.
+        epochs: to train, in all; see `resume_point`.
         folder: for ``checkpoint-N`` folders.
         more: of the arguments of ``kind``.
+
+    Raises:
+        ValueError: a precision that the device does not have.
     """
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return kind(
+    device = this_process().device
+    arguments = kind(
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -64,10 +89,8 @@ def trainer_arguments(
         weight_decay=0.0,
         seed=settings.seed,
         data_seed=settings.seed,
-        use_cpu=this_process().device.type == "cpu",
+        use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,
-        bf16=bf16,
-        fp16=torch.cuda.is_available() and not bf16,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=None,  # WholeCheckpoints deletes
@@ -75,11 +98,28 @@ def trainer_arguments(
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        logging_steps=5,
+        logging_steps=LOGGING_STEPS,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         remove_unused_columns=False,
         report_to="none",
+        **mixed_precision(settings.precision, device.type),
+        **_checkpointing(kind, settings.gradient_checkpointing),
         **more,
     )
+    if arguments.n_gpu > 1:  # started without a launcher: DataParallel would take means of means, and slowly
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _checkpointing(kind: type[TrainingArguments], on: bool) -> dict[str, Any]:
+    """Gradient checkpointing under the name that this transformers gives it.
+
+    Without ``use_reentrant=False`` the first layer's adapters would get no gradient: its input needs none.
+    """
+    if not on:
+        return {}
+    names = {field.name for field in dataclasses.fields(kind)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}

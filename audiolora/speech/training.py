@@ -10,28 +10,33 @@ from peft import PeftModel
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from audiolora.adalora_callback import rank_allocation
-from audiolora.checkpoints import NamesAFullDisk, epochs_to_train, last_whole_checkpoint
-from audiolora.speech.clips import Clips, WhisperCollator
+from audiolora.checkpoints import NamesAFullDisk
+from audiolora.speech.clips import IGNORED, Clips, WhisperCollator
 from audiolora.speech.context import ContextPolicy, audio_context
+from audiolora.speech.global_batch import GlobalBatchLoss
+from audiolora.speech.sampling import OrdersClips
 from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.torchaudio_extra import require_torchaudio
-from audiolora.speech.trainer import this_process, trainer_arguments, trainer_callbacks
+from audiolora.speech.sharding import whole_afterwards
+from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
 
-class WhisperTrainer(NamesAFullDisk, Seq2SeqTrainer):
+class WhisperTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Seq2SeqTrainer):
     """Seq2SeqTrainer whose encoder sees no more than the longest clip of each batch.
 
-    Batches are drawn at random, not by length: batches of like length train a third faster, but they put the one-word
-    clips into batches of their own, and more errors remain (97 against 44 % WER, attention LoRA at learning rate 3e-3,
-    batches of 8, on speech through a voice scrambler). Small batches waste less on padding than large ones.
+    Batches are drawn at random, not by length, where `settings.sampling` does not ask for it: batches of like length
+    train a third faster, but they put the one-word clips into batches of their own, and more errors remain (97 against
+    44 % WER, attention LoRA at learning rate 3e-3, batches of 8, on speech through a voice scrambler). Small batches
+    waste less on padding than large ones.
     """
 
     def __init__(self, *args: Any, eval_collator: WhisperCollator, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._eval_collator = eval_collator
-        # Whisper's forward takes any keyword but ignores num_items_in_batch: its loss is the mean over its own batch.
-        # So the Trainer must divide by the accumulated steps itself, and must not multiply by the processes.
+        # Whisper's forward takes any keyword, so transformers thinks that it heeds num_items_in_batch; it does not.
         self.model_accepts_loss_kwargs = False
+
+    def items(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return (inputs["labels"] != IGNORED).sum()
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with audio_context(model, inputs["input_features"].shape[-1]):
@@ -72,20 +77,17 @@ def train_whisper(
     Returns:
         The trainer's history: one dict a logged step (``step``, ``loss``, …) or evaluation (``eval_loss``).
     """
-    if settings.speed:
-        require_torchaudio("speed perturbation")
     config: Any = (model.get_base_model() if isinstance(model, PeftModel) else model).config
     start = config.decoder_start_token_id
     policy = ContextPolicy(settings.context)
-    with this_process().main_process_first():
-        checkpoint = last_whole_checkpoint(folder)
-    epochs = epochs_to_train(settings.epochs, checkpoint)
+    checkpoint, epochs = resume_point(settings, folder)
     trainer = WhisperTrainer(
         model=model,
         args=trainer_arguments(Seq2SeqTrainingArguments, settings, epochs, folder),
-        train_dataset=train,
+        train_dataset=train.augmented(settings.augmentation, seed=settings.seed),
         eval_dataset=dev,
-        data_collator=WhisperCollator(processor, policy, start, training=True, speed=settings.speed),
+        data_collator=WhisperCollator(processor, policy, start, training=True),
+        sampling=settings.sampling,
         eval_collator=WhisperCollator(processor, policy, start, training=False),
         callbacks=[
             *rank_allocation(model),
@@ -93,8 +95,8 @@ def train_whisper(
             *callbacks,
         ],
     )
-    with _masking(config, settings.spec_augment):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with _masking(config, settings.spec_augment), whole_afterwards(model, trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(
             f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "

@@ -89,10 +89,17 @@ def test_ranks_come_near_the_asked_size(method: str) -> None:
 
 def test_both_groups_share_the_parameters() -> None:
     net = tiny_whisper()
-    assert groups_of(net) == ("conv", "attention")
+    assert groups_of(net) == ("conv", "attention", "ffn")
     made = prepared(net, "lora", head=("proj_out",), parameters=8000, steps=100, seed=0)
     sizes = {"conv": 0, "attention": 0}
     for name, parameter in made.net.named_parameters():
         if parameter.requires_grad:
             sizes["conv" if ".conv" in name else "attention"] += parameter.numel()
     assert all(2400 <= size <= 5600 for size in sizes.values())
+
+
+def test_a_last_layer_that_is_tied_to_an_embedding_is_found() -> None:
+    net = tiny_whisper()
+    assert net.proj_out.weight is net.model.decoder.embed_tokens.weight
+    made = prepared(net, "head", head=("proj_out",), parameters=1, steps=1, seed=0)
+    assert [p for p in made.net.parameters() if p.requires_grad] == [net.proj_out.weight]

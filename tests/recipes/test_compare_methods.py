@@ -56,11 +56,33 @@ def test_a_fleet_to_its_table(tmp_path, capsys):
         recipe(**{**settings, "seeds": 3})
 
 
+@pytest.mark.slow
+def test_a_ctc_model_to_its_table(tmp_path, capsys):
+    """Three ways at equal parameters over two seeds, as `make demo-ctc` compares them."""
+    from tests.speech.ctc.tiny_ctc import tiny_ctc, write_clips
+
+    loaded = tiny_ctc(tmp_path / "made")
+    loaded.model.save_pretrained(tmp_path / "base")
+    loaded.processor.save_pretrained(tmp_path / "base")
+    ways = ("frozen", "lora-attention", "lora-attention-ffn", "lora")
+    recipe(
+        task="ctc", model=str(tmp_path / "base"), data=str(write_clips(tmp_path / "clips", 24)), channel="noise20dB",
+        ways=ways, learning_rates=(1e-2,), seeds=2, epochs=1, parameters=2500, name="tiny", out=tmp_path,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
+    assert tuple(row["way"] for row in summary["rows"]) == ways and summary["unit"] == "WER %"
+    sizes = [row["trained"] for row in summary["rows"][1:]]
+    assert all(len(row["seeds"]) == 2 for row in summary["rows"][1:]) and max(sizes) < 1.3 * min(sizes)
+    assert "errs least" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_told_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         recipe(data="nowhere.csv", out=tmp_path)
     with pytest.raises(ValueError, match="nonsense is none of them"):
         recipe(ways=("lora", "nonsense"), out=tmp_path)
+    with pytest.raises(ValueError, match="lora-attention has nothing to adapt"):
+        recipe(ways=("lora-attention",), out=tmp_path)
     assert not list(tmp_path.glob("*/base"))
     with pytest.raises(ValueError, match=r"learning_rates must lie in \(0, 1\)"):
         recipe(learning_rates=(3.0,), out=tmp_path)

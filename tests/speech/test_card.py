@@ -8,7 +8,9 @@ AFTER = ErrorRates(Interval(7.94, 5.21, 11.0), Interval(3.4, 2.0, 5.0), 1, 0, 0,
 
 def card(language: str | None = None) -> str:
     info = AdapterInfo("openai/whisper-base", "abc", "auto", language)
-    return model_card("demo", "Trained on calls.", info, BEFORE, AFTER, notes=["One.", "Two."], attribution=["A", "B"])
+    said = {"tag": "whisper", "decoding": "Decode at `auto`.", "language": language or "en"}
+    notes = {"notes": ["One.", "Two."], "attribution": ["A", "B"]}
+    return model_card("demo", "Trained on calls.", info, BEFORE, AFTER, **said, **notes)
 
 
 def header(text: str) -> dict[str, str]:
@@ -33,4 +35,4 @@ def test_the_card_says_figures_context_notes_and_sources():
     text = card()
     assert "| zero-shot | 148.3 [140.0, 155.0] | 90.0 |" in text
     assert "| adapted | 7.9 [5.2, 11.0] | 3.4 |" in text
-    assert "(`auto`)" in text and "One.\n\nTwo." in text and text.endswith("- A\n- B\n")
+    assert "Decode at `auto`." in text and "One.\n\nTwo." in text and text.endswith("- A\n- B\n")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolora.speech.manifests import DataError, Utterance, check_utterances, read_utterances
+from audiolora.speech.checking import check_utterances
+from audiolora.speech.manifests import DataError, Utterance, read_utterances
 
 
 def write_wav(path: Path, seconds: float = 0.1, value: float = 0.1) -> Path:
@@ -83,12 +84,12 @@ def test_every_bad_row_is_in_one_error(folder):
         '["a list"]\n'
         '{"text": "no audio"}\n'
         '{"audio": "clips/c.wav", "text": "half \\ud800"}\n'
-        '{"audio": "clips/c.wav", "text": "piece", "offset": 2.5}\n'
+        '{"audio": "clips/c.wav", "text": "piece", "offset": "2,5"}\n'
     )
     with pytest.raises(DataError) as caught:
         read_utterances(folder / "x.jsonl")
     message = str(caught.value)
-    assert message.startswith("x.jsonl: 10 bad rows of 11:")
+    assert message.split("\n")[0].endswith("x.jsonl: 10 bad rows of 11:") and len(caught.value.problems) == 10
     for row, fault in {
         2: "not JSON",
         3: "the text is empty",
@@ -99,7 +100,7 @@ def test_every_bad_row_is_in_one_error(folder):
         8: "must be an object",
         9: "column 'audio' must hold the path",
         10: "not Unicode",
-        11: "offset=2.5",
+        11: "offset must be a number of seconds, got '2,5'",
     }.items():
         assert any(line.strip().startswith(f"x.jsonl row {row}:") and fault in line for line in message.splitlines()), (
             fault
@@ -130,7 +131,7 @@ def test_things_that_are_no_manifest(folder):
     with pytest.raises(DataError, match=r"x.csv: not UTF-8 text \(byte 26\)"):
         read_utterances(folder / "x.csv")
     (folder / "x.xlsx").touch()
-    with pytest.raises(DataError, match=r"x.xlsx: not a manifest.*.jsonl, .json, .csv, .tsv"):
+    with pytest.raises(DataError, match=r"x.xlsx: not a manifest.*.jsonl, .json, .csv, .tsv.*.tar"):
         read_utterances(folder / "x.xlsx")
     (folder / "y.csv").write_text("audio,text\nclips/a.wav,one, two\n")
     with pytest.raises(DataError, match=r"y.csv row 2: more fields than the header"):
@@ -173,7 +174,7 @@ def test_saved_datasets(folder):
     datasets.DatasetDict({"train": plain, "test": encoded}).save_to_disk(str(folder / "both"))
     assert [utterance.audio for utterance in read_utterances(folder / "plain")] == [Path(path) for path in paths]
     found = read_utterances(folder / "encoded")
-    assert [utterance.audio for utterance in found] == [Path(path).read_bytes() for path in paths]
+    assert [utterance.audio.read() for utterance in found] == [Path(path).read_bytes() for path in paths]
     assert [(utterance.text, utterance.where) for utterance in found] == [
         ("one", "encoded row 0"),
         ("two", "encoded row 1"),
@@ -181,8 +182,10 @@ def test_saved_datasets(folder):
     assert [utterance.id for utterance in read_utterances(f"{folder}/both:test")] == [
         utterance.id for utterance in found
     ]
-    with pytest.raises(DataError, match=r"several splits; choose one of .*both:train, .*both:test"):
-        read_utterances(folder / "both")
+    assert [utterance.part for utterance in read_utterances(folder / "both")] == ["train", "train", "test", "test"]
+    datasets.DatasetDict({"train": plain, "extra": encoded}).save_to_disk(str(folder / "odd"))
+    with pytest.raises(DataError, match=r"several splits, and 'extra' is not .* one of .*odd:train, .*odd:extra"):
+        read_utterances(folder / "odd")
     with pytest.raises(DataError, match=r"no split 'dev'"):
         read_utterances(f"{folder}/both:dev")
     with pytest.raises(DataError, match=r"without splits"):

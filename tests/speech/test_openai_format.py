@@ -14,6 +14,8 @@ from audiolora.speech.openai_format import (
     WeightsError,
     build_whisper,
     generation_config,
+    openai_checkpoint,
+    openai_key,
     read_openai_checkpoint,
     rename_openai_key,
 )
@@ -120,6 +122,28 @@ def test_rename_keeps_layer_norms_and_attention_apart() -> None:
     )
     assert rename_openai_key("decoder.blocks.3.attn_ln.bias") == "model.decoder.layers.3.self_attn_layer_norm.bias"
     assert rename_openai_key("encoder.blocks.0.attn.key.weight") == "model.encoder.layers.0.self_attn.k_proj.weight"
+
+
+def test_a_whisper_becomes_openais_checkpoint() -> None:
+    model = random_whisper()
+    made = openai_checkpoint(model)
+    assert made["dims"] == DIMS
+    assert made["model_state_dict"].keys() == openai_names(model).keys()
+    for name, expected in openai_names(model).items():
+        torch.testing.assert_close(made["model_state_dict"][name], expected, rtol=0, atol=0)
+
+
+def test_what_openais_model_has_no_place_for_is_named() -> None:
+    with pytest.raises(WeightsError, match="blocks.*no parameter for it"):
+        openai_key("model.encoder.blocks.0.fc1.weight")
+    untied = random_whisper()
+    untied.proj_out.weight = torch.nn.Parameter(untied.proj_out.weight.detach() + 1)
+    with pytest.raises(WeightsError, match="proj_out"):
+        openai_checkpoint(untied)
+    narrow = random_whisper()
+    narrow.config.encoder_ffn_dim = 16
+    with pytest.raises(WeightsError, match="must be 4 x 8 wide, got 16"):
+        openai_checkpoint(narrow)
 
 
 def test_every_wrong_tensor_is_named_at_once() -> None:

@@ -22,10 +22,12 @@ from transformers import TrainerCallback, WhisperForConditionalGeneration, Whisp
 import audiolora
 from audiolora import checkpoints
 from audiolora.speech import training
+from audiolora.speech.base_bits import quantize_base
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance, read_utterances
 from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.trainer import this_process
 
 WORDS = "amber birch cedar dune ember fern grove heron iris juniper".split()
 
@@ -61,6 +63,7 @@ class Job:
     method: str = "lora"
     dropout: float = 0.0
     dev_text: str | None = None
+    base_bits: int = 32
     dies: str | None = None
     at_step: int = 0
 
@@ -78,6 +81,7 @@ def train(job: Job) -> None:
 def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str, float]]:
     """Train, write the adapter's weights to `final.pt`, and return the history."""
     whisper = WhisperForConditionalGeneration.from_pretrained(job.whisper)
+    quantize_base(whisper, job.base_bits)
     processor = WhisperProcessor.from_pretrained(job.whisper)
     torch.manual_seed(0)
     model = audiolora.adapt(whisper, job.method, r=2, dropout=job.dropout)
@@ -95,7 +99,8 @@ def fit(job: Job, train: list[Utterance], dev: list[Utterance]) -> list[dict[str
         callbacks=callbacks,
     )
     weights = {name: tensor.detach() for name, tensor in model.named_parameters() if "lora_" in name}
-    torch.save(weights, job.folder / "final.pt")
+    if this_process().is_main_process:
+        torch.save(weights, job.folder / "final.pt")
     return history
 
 
@@ -111,6 +116,8 @@ class _Began(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a") as file:
             file.write(f"{state.global_step}\n")
 

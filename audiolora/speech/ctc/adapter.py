@@ -92,6 +92,42 @@ def describe_ctc(loaded: LoadedCtc, base_model: str, language: str | None) -> Ct
     return CtcInfo(base_model, ctc_fingerprint(loaded.model), language, tuple(map(str, texts)), loaded.new_head)
 
 
+def ctc_targets(model: nn.Module, ranks: Mapping[str, int], freeze: str = "none") -> dict[str, int]:
+    """Where adapters go, with their ranks: groups of the family's preset, or module names.
+
+    Args:
+        model: a CTC model without adapters.
+        ranks: group → rank, for ``conv``, ``attention``, ``ffn``.
+        freeze: "features" leaves the feature encoder (the convolutions over the waveform) out of ``conv``; or "none".
+
+    Raises:
+        ValueError: nothing to freeze, nothing left to adapt, or a wrong rank.
+
+    Example:
+        >>> ctc_targets(model, {"conv": 4}, "features")  # doctest: +SKIP
+        {'wav2vec2.encoder.pos_conv_embed.conv': 4}
+    """
+    import audiolora
+    from audiolora.presets import preset_for, resolve_targets
+
+    if not ranks:
+        raise ValueError("every rank is 0, so that nothing would be adapted; give one of conv, attention and ffn")
+    audiolora.lora_config(model, r=ranks, targets=list(ranks))  # it knows ranks and groups
+    if freeze == "none":
+        return dict(ranks)
+    name = type(model).__name__
+    if "conv" not in ranks:
+        raise ValueError(f"freeze={freeze!r} does nothing where no convolution is adapted; leave it out, or set r_conv")
+    found = resolve_targets(model, ["conv"], preset_for(model))["conv"]
+    kept = [module for module in found if "feature_extractor" not in module.split(".")]
+    if len(kept) == len(found):
+        raise ValueError(f"{name} hears log-mel features and has no feature encoder to freeze; leave freeze out")
+    if not kept:
+        raise ValueError(f"{name} has no convolutions but the feature encoder's; set r_conv=0 and leave freeze out")
+    others = {group: r for group, r in ranks.items() if group != "conv"}
+    return dict.fromkeys(kept, ranks["conv"]) | others
+
+
 def adapt_ctc(
     loaded: LoadedCtc, method: str = "lora", *, r: int | Mapping[str, int] = 8, targets: str | Sequence[str] = "both"
 ) -> PeftModel:

@@ -12,8 +12,7 @@ import torch
 from audiolora.speech.audio import SAMPLE_RATE_HZ
 from audiolora.speech.clips import IGNORED
 from audiolora.speech.ctc.frames import FrameCount
-from audiolora.speech.ctc.targets import Encode, frames_needed, target_encoder, target_fault
-from audiolora.speech.torchaudio_extra import speed_perturb
+from audiolora.speech.ctc.targets import Encode, target_encoder, target_fault
 
 
 def ctc_features(processor: Any, audios: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -69,9 +68,6 @@ class CtcCollator:
         frames: of the model.
         processor: the model's feature extractor and tokenizer.
         language: code of the texts' language.
-        training: whether its batches are trained on; only then does speed change.
-        speed: in training, a clip is played at 1 - speed, 1 or 1 + speed times its speed, as torch's generator draws;
-            one that would be too short for its text keeps its own.
 
     Raises:
         ValueError: in a call, a clip that cannot be trained on, with its id.
@@ -80,27 +76,32 @@ class CtcCollator:
     frames: FrameCount
     processor: Any
     language: str | None
-    training: bool
-    speed: float = 0.0
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         encode = target_encoder(self.processor, self.language)
-        pairs = [self._heard_and_written(item, encode) for item in items]
-        labels = _padded([torch.tensor(ids) for _, ids in pairs], IGNORED)
-        return ctc_features(self.processor, [audio for audio, _ in pairs]) | {"labels": labels}
+        labels = _padded([torch.tensor(self._written(item, encode)) for item in items], IGNORED)
+        return ctc_features(self.processor, [item["audio"] for item in items]) | {"labels": labels}
 
-    def _heard_and_written(self, item: dict[str, Any], encode: Encode) -> tuple[np.ndarray, list[int]]:
-        audio, text = item["audio"], item["text"]
-        if (fault := target_fault(self.frames, encode, text, len(audio))) is not None:
+    def _written(self, item: dict[str, Any], encode: Encode) -> list[int]:
+        if (fault := target_fault(self.frames, encode, item["text"], len(item["audio"]))) is not None:
             raise ValueError(f"{item['id']}: {fault}")
-        ids = encode(text)
-        return self._at_some_speed(audio, frames_needed(ids)), ids
+        return encode(item["text"])
 
-    def _at_some_speed(self, audio: np.ndarray, needed: int) -> np.ndarray:
-        if not self.training or not self.speed:
-            return audio
-        factor = 1 + self.speed * (int(torch.randint(3, ())) - 1)
-        n_samples = int(len(audio) / factor)
-        if factor == 1 or self.frames(n_samples) < needed:
-            return audio
-        return speed_perturb(torch.from_numpy(audio), factor=factor, sample_rate_hz=SAMPLE_RATE_HZ).numpy()
+
+@dataclass(frozen=True)
+class Fits:
+    """Whether a clip of so many samples could be trained on with its text: one played faster may not.
+
+    Args:
+        frames, processor, language: see `CtcCollator`.
+        mask_time_length: frames of a SpecAugment mask, where there are masks.
+    """
+
+    frames: FrameCount
+    processor: Any
+    language: str | None
+    mask_time_length: int | None = None
+
+    def __call__(self, text: str, n_samples: int) -> bool:
+        encode = target_encoder(self.processor, self.language)
+        return target_fault(self.frames, encode, text, n_samples, mask_time_length=self.mask_time_length) is None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from audiolora.speech.ctc.vocabulary import UNKNOWN, Vocabulary, make_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _NAMES = ("lm_head", "ctc_head")
 
@@ -19,7 +19,7 @@ def head_of(model: Any) -> tuple[str, nn.Module]:
         ValueError: it has none.
     """
     for name in _NAMES:
-        if isinstance(getattr(model, name, None), nn.Module):
+        if hasattr(model, name):
             return name, getattr(model, name)
     raise ValueError(f"{type(model).__name__} has no CTC head, which would be called {' or '.join(_NAMES)}")
 
@@ -47,6 +47,9 @@ def put_new_head(model: Any, processor: Any, vocabulary: Vocabulary, *, keep_sha
         >>> put_new_head(model, processor, Vocabulary(("a", "ñ")))  # doctest: +SKIP
         ('<pad>', '<unk>', '|', 'a')
     """
+    import torch
+    from torch import nn
+
     name, old = head_of(model)
     if not isinstance(old, nn.Linear):
         raise ValueError(

@@ -7,38 +7,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from audiolora.adalora_callback import rank_allocation
-from audiolora.checkpoints import NamesAFullDisk, epochs_to_train, last_whole_checkpoint
+from audiolora.checkpoints import NamesAFullDisk
 from audiolora.speech.clips import Clips
-from audiolora.speech.ctc.collate import CtcCollator
+from audiolora.speech.ctc.collate import CtcCollator, Fits
 from audiolora.speech.ctc.frames import FrameCount, ctc_network
 from audiolora.speech.ctc.heads import head_of
 from audiolora.speech.ctc.settings import CtcTrainingSettings, Freeze
 from audiolora.speech.ctc.targets import check_targets
-from audiolora.speech.torchaudio_extra import require_torchaudio
-from audiolora.speech.trainer import this_process, trainer_arguments, trainer_callbacks
+from audiolora.speech.global_batch import GlobalBatchLoss
+from audiolora.speech.sampling import OrdersClips
+from audiolora.speech.sharding import whole_afterwards
+from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
 
 
-class CtcTrainer(NamesAFullDisk, Trainer):
-    """Trainer whose development batches are collated apart from those it trains on."""
+class CtcTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Trainer):
+    """Trainer whose loss is the mean over all clips of an update."""
 
-    def __init__(self, *args: Any, eval_collator: CtcCollator, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._eval_collator = eval_collator
-        # The models take any keyword but ignore num_items_in_batch: their loss is the mean over their own batch. So the
-        # Trainer must divide by the accumulated steps itself, and must not multiply by the processes.
+        # The models take any keyword, so transformers thinks that they heed num_items_in_batch; they do not.
         self.model_accepts_loss_kwargs = False
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        train_collator: Any = self.data_collator  # type: ignore[has-type]
-        self.data_collator = self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
+    def items(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return torch.tensor(len(inputs["labels"]), device=inputs["labels"].device)
 
 
 def freeze(model: nn.Module, what: Freeze) -> None:
@@ -102,26 +98,29 @@ def train_ctc(
         DataError: clips that CTC cannot be trained on, all of them by name (`speech.ctc.targets`).
         ValueError: masks that the model does not have, or a development loss that was never finite.
     """
-    if settings.speed:
-        require_torchaudio("speed perturbation")
     network = ctc_network(model)
     masks = _mask_settings(network, settings)
     for part, mask_time_length in ((train, masks.get("mask_time_length")), (dev, None)):
         check_targets(model, processor, part, language=language, mask_time_length=mask_time_length)
-    with this_process().main_process_first():
-        checkpoint = last_whole_checkpoint(folder)
+    checkpoint, epochs = resume_point(settings, folder)
     frames = FrameCount.of(model, processor.feature_extractor)
+    fits = Fits(frames, processor, language, masks.get("mask_time_length"))
     trainer = CtcTrainer(
         model=model,
-        args=trainer_arguments(TrainingArguments, settings, epochs_to_train(settings.epochs, checkpoint), folder),
-        train_dataset=train,
+        args=trainer_arguments(TrainingArguments, settings, epochs, folder),
+        train_dataset=train.augmented(settings.augmentation, seed=settings.seed, fits=fits),
         eval_dataset=dev,
-        data_collator=CtcCollator(frames, processor, language, training=True, speed=settings.speed),
-        eval_collator=CtcCollator(frames, processor, language, training=False),
+        data_collator=CtcCollator(frames, processor, language),
+        sampling=settings.sampling,
         callbacks=[*rank_allocation(model), *trainer_callbacks(settings, folder), *callbacks],
     )
-    with _config(network, masks), _input_without_gradient(network):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with (
+        whole_afterwards(model, trainer),  # first: its copy has the user's config
+        _config(network, masks),
+        _input_without_gradient(network),
+        _nameless(model),
+    ):
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise ValueError(
             f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
@@ -195,3 +194,21 @@ def _input_without_gradient(network: Any) -> Iterator[None]:
     finally:
         for encoder in idle:
             encoder._requires_grad = True
+
+
+@contextmanager
+def _nameless(model: nn.Module) -> Iterator[None]:
+    """Without the base's name while checkpoints are written.
+
+    By the name PEFT would ask the hub, at each checkpoint, how large the base's vocabulary is, and where a new head has
+    another look for embeddings to save, which these models have not.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    names = [(config, config.base_model_name_or_path) for config in configs]
+    for config, _ in names:
+        config.base_model_name_or_path = None
+    try:
+        yield
+    finally:
+        for config, name in names:
+            config.base_model_name_or_path = name

@@ -6,11 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from audiolora.speech.ctc.collate import CtcCollator, ctc_features
+from audiolora.speech.augmentation import parse_augmentation
+from audiolora.speech.channels import parse_channel
+from audiolora.speech.clips import Clips
+from audiolora.speech.ctc.collate import CtcCollator, Fits, ctc_features
 from audiolora.speech.ctc.frames import FrameCount, hears_padding
 from audiolora.speech.ctc.targets import frames_needed
+from audiolora.speech.manifests import Utterance
 from tests.export.ctc_models import clips
 from tests.speech.ctc.tiny_ctc import FAMILIES, tiny_ctc
 
@@ -93,7 +98,7 @@ def test_who_hears_the_padding(tmp_path, family, layer_norm):
 def test_labels_are_the_tokenizer_s_and_padded(tmp_path):
     loaded = tiny_ctc(tmp_path)
     frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
-    collate = pickle.loads(pickle.dumps(CtcCollator(frames, loaded.processor, None, training=True)))
+    collate = pickle.loads(pickle.dumps(CtcCollator(frames, loaded.processor, None)))
     one, two = clips(9000, 12_000)
     batch = collate([item(one, "Amber!"), item(two, "it's fern")])
     tokenizer = loaded.processor.tokenizer
@@ -105,17 +110,23 @@ def test_labels_are_the_tokenizer_s_and_padded(tmp_path):
 
 
 def test_a_speed_that_a_text_does_not_fit_is_left_out(tmp_path, monkeypatch):
-    from audiolora.speech.ctc import collate
-
+    """The lengths are what matters here; test_effects has the sound."""
+    monkeypatch.setattr("audiolora.speech.effects.change_rate", lambda x, factor: np.resize(x, -int(-len(x) // factor)))
     loaded = tiny_ctc(tmp_path)
     frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
-    monkeypatch.setattr(collate, "speed_perturb", lambda x, factor, sample_rate_hz: torch.zeros(int(len(x) / factor)))
     tight = next(n for n in range(1000, 9000) if frames(n) == frames_needed([5, 17, 6, 9, 22]))
-    fast = CtcCollator(frames, loaded.processor, None, training=True, speed=0.5)
-    lengths = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        lengths.add(fast([item(clips(tight)[0])])["input_values"].shape[1])
-    assert lengths == {tight, tight * 2}  # never the faster one
-    still = CtcCollator(frames, loaded.processor, None, training=False, speed=0.5)
-    assert {still([item(clips(tight)[0])])["input_values"].shape[1] for _ in range(9)} == {tight}
+    soundfile.write(tmp_path / "tight.wav", clips(tight)[0], 16_000, subtype="FLOAT")
+    utterance = Utterance("tight", tmp_path / "tight.wav", "amber", "row 1")
+    plain, speed = Clips([utterance], parse_channel("clean")), parse_augmentation("speed0.5")
+
+    def lengths(fits: Fits | None) -> set[int]:
+        heard = plain.augmented(speed, seed=0, fits=fits)
+        found = set()
+        for epoch in range(30):
+            heard.set_epoch(epoch)
+            found.add(len(heard[0]["audio"]))
+        return found
+
+    assert lengths(None) == {tight, tight * 2, -(-tight * 2 // 3)}
+    assert lengths(pickle.loads(pickle.dumps(Fits(frames, loaded.processor, None)))) == {tight, tight * 2}
+    assert lengths(Fits(frames, loaded.processor, None, mask_time_length=frames(tight * 2) + 1)) == {tight}

@@ -51,7 +51,7 @@ def test_the_loss_is_torch_s_in_float64(tmp_path: Path, family: str, layer_norm:
     frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
     lengths, texts = (16_000, 9000, 12_345), ("amber", "fern", "iris")
     items = [{"audio": a, "text": t, "id": t} for a, t in zip(clips(*lengths), texts, strict=True)]
-    batch = CtcCollator(frames, loaded.processor, None, training=True)(items)
+    batch = CtcCollator(frames, loaded.processor, None)(items)
     with torch.no_grad(), _config(loaded.model, {}):
         found = loaded.model(**batch)
     masked = "attention_mask" in batch
@@ -110,6 +110,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
+@pytest.mark.slow
 def test_masks_change_the_training_and_not_the_model(job: Job, tmp_path: Path) -> None:
     plain, _ = fit(replace(job, folder=tmp_path / "plain"))
     settings = replace(SETTINGS, spec_augment=True, mask_time_prob=0.5, mask_time_length=3)
@@ -220,3 +221,24 @@ def test_a_loss_that_is_never_finite_is_an_error(job: Job, tmp_path: Path) -> No
     settings = replace(SETTINGS, epochs=1, learning_rate=1e38)
     with pytest.raises(ValueError, match=r"development loss was not finite.*learning_rate 1e\+38"):
         fit(replace(job, folder=tmp_path / "run", settings=settings))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"batch_size": 2, "gradient_accumulation": 2},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_steps_are_those_of_the_whole_batch(job: Job, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Seven clips, four a step, and the same in two halves, where a clip does not hear its neighbours."""
+    still = dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"), 0.0
+    )
+    settings = replace(SETTINGS, epochs=1, batch_size=4, learning_rate=1e-3)
+    job = replace(job, layer_norm=True, changes=still)
+    one, history = fit(replace(job, folder=tmp_path / "one", settings=settings))
+    other, again = fit(replace(job, folder=tmp_path / "other", settings=replace(settings, **how)))
+    assert again[-1]["train_loss"] == pytest.approx(history[-1]["train_loss"], rel=1e-5)
+    for name, tensor in learnt(one).items():
+        torch.testing.assert_close(learnt(other)[name], tensor, atol=1e-5, rtol=1e-3)

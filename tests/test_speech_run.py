@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from audiolora.inspection import Inspection
-from audiolora.report import whisper_run
-from audiolora.report.whisper_run import Outcome
+from audiolora.report import speech_run
+from audiolora.report.speech_run import Outcome
 from audiolora.run import Run, open_run
 from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.channels import parse_channel
@@ -41,7 +41,7 @@ def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv",
     (run.adapter / "adapter_model.safetensors").write_bytes(bytes(1234))
     given: dict[str, Any] = {
         "run": run,
-        "whisper": SimpleNamespace(name="tiny", origin="the local directory tiny"),
+        "base": SimpleNamespace(name="tiny", origin="the local directory tiny"),
         "info": AdapterInfo("tiny", "abc", "auto", None),
         "heard": Clips(utterances, parse_channel(channel)),
         "normalize": Normalizer("basic"),
@@ -59,7 +59,7 @@ INSPECTION = Inspection((), 10, 1000)
 def test_the_figures_counted_by_hand(tmp_path):
     """Before: one substitution, one deletion; one substitution, one insertion; of 4 words. After: one substitution."""
     made = outcome(tmp_path)
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     summary = json.loads((made.run.folder / "summary.json").read_text())
     assert summary["wer_before"]["value"] == 100.0 and summary["wer_after"]["value"] == 25.0
     assert set(summary["wer_after"]) == {"value", "low", "high"} == set(summary["cer_before"])
@@ -74,7 +74,7 @@ def test_the_figures_counted_by_hand(tmp_path):
 
 def test_the_texts_are_kept(tmp_path):
     made = outcome(tmp_path)
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     before, after = read_texts(made.run.folder)
     assert {name: text.text for name, text in before.texts.items()} == {"clip0": "press two", "clip1": "good bye"}
     assert {name: text.text for name, text in after.texts.items()} == {"clip0": "Press one now", "clip1": "good"}
@@ -91,7 +91,7 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
         "write",
         lambda run, name, value: (there.extend(p.name for p in run.folder.iterdir()), write(run, name, value)),
     )
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     assert {"report.html", "metrics.jsonl", "texts.jsonl", "adapter", "settings.json"} <= set(
         there
     ) and "summary.json" not in there
@@ -99,8 +99,8 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
 
 def test_what_was_left_is_shown(tmp_path, capsys):
     made = outcome(tmp_path)
-    whisper_run.leave(made, INSPECTION)
-    whisper_run.show(made.run)
+    speech_run.leave(made, INSPECTION)
+    speech_run.show(made.run)
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("100.0", "25.0", "zero-shot", "adapted", "report.html", "audiolora transcribe"):
         assert words in shown
@@ -108,21 +108,36 @@ def test_what_was_left_is_shown(tmp_path, capsys):
 
 def test_a_base_that_makes_no_errors_has_no_relative_reduction(tmp_path, capsys):
     made = outcome(tmp_path, before=REFERENCES)
-    whisper_run.leave(made, INSPECTION)
+    speech_run.leave(made, INSPECTION)
     assert json.loads((made.run.folder / "summary.json").read_text())["wer_relative_reduction"] is None
-    whisper_run.show(made.run)
+    speech_run.show(made.run)
     assert "25.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channel", ["clean", "invert"])
 def test_a_channel_is_said_to_be_what_it_is(tmp_path, channel):
     made = outcome(tmp_path, channel=channel)
-    whisper_run.leave(made, INSPECTION)
-    for text in (whisper_run.card(made), (made.run.folder / "report.html").read_text()):
+    speech_run.leave(made, INSPECTION)
+    for text in (speech_run.card(made), (made.run.folder / "report.html").read_text()):
         assert ("simulated" in text.lower()) == (channel == "invert")
 
 
+def test_what_training_clips_were_put_through_is_listed(tmp_path):
+    asked = {"augment": "noise5-20dB@0.3,gsm|opus12kbps", "noise_folder": "our/yard", "spec_augment": True}
+    run = open_run(tmp_path / "augmented", {**SETTINGS, **asked})
+    made = outcome(tmp_path / "with", run=run)
+    (run.training).mkdir()
+    (run.training / "metrics.jsonl").write_text("")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"")
+    speech_run.leave(made, INSPECTION)
+    for text in (speech_run.card(made), (run.folder / "report.html").read_text()):
+        assert "recorded or white, at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
+        assert "or Opus at 12 kbit/s: 50 % of the clips" in text and "SpecAugment" in text
+    assert "augmented" not in speech_run.card(outcome(tmp_path / "without"))
+
+
 def test_a_built_in_set_is_attributed(tmp_path):
-    text = whisper_run.card(outcome(tmp_path, data="prompts-en"))
+    text = speech_run.card(outcome(tmp_path, data="prompts-en"))
     assert BUILTIN["prompts-en"].licence in text and BUILTIN["prompts-en"].attribution in text
-    assert "Speech:" not in whisper_run.card(outcome(tmp_path / "own"))
+    assert "Speech:" not in speech_run.card(outcome(tmp_path / "own"))

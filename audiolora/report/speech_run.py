@@ -1,18 +1,21 @@
-"""What a Whisper adaptation run leaves: model card, summary.json, report.html, and the table in the terminal."""
+"""What a speech adaptation leaves: model card, summary.json, report.html, and the table in the terminal."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from audiolora.files import write_text
-from audiolora.report.speech import ClipResult, SpeechReport, speech_usage, write_report
+from audiolora.report.page import Snippet
+from audiolora.report.speech import ClipResult, SpeechReport, ctc_usage, speech_usage, write_report
 from audiolora.report.table import print_summary
+from audiolora.speech.augmentation import augmentation_facts
 from audiolora.speech.card import model_card
 from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
+from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.results import keep_texts
 
@@ -21,8 +24,28 @@ if TYPE_CHECKING:
     from audiolora.run import Run
     from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.clips import Clips
-    from audiolora.speech.normalizing import Normalizer
+    from audiolora.speech.ctc.adapter import CtcInfo
+    from audiolora.speech.ctc.models import LoadedCtc
     from audiolora.speech.weights import LoadedWhisper
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said of one kind of model alone.
+
+    Args:
+        tag: the hub's name of the kind.
+        language: BCP 47 tag of the transcripts.
+        notes: paragraphs that a reader of the figures must know.
+        decoding: a sentence for the card on how to decode; "" for none.
+        usage: how to use the adapter, for the report.
+    """
+
+    tag: str
+    language: str
+    notes: Sequence[str]
+    decoding: str
+    usage: Sequence[Snippet]
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,7 @@ class Outcome:
 
     Args:
         run: its folder and settings.
-        whisper: the base.
+        base: the model before.
         info: of the adapter.
         heard: the test clips through the channel.
         normalize: what texts are compared by.
@@ -41,10 +64,10 @@ class Outcome:
     """
 
     run: Run
-    whisper: LoadedWhisper
-    info: AdapterInfo
+    base: LoadedWhisper | LoadedCtc
+    info: AdapterInfo | CtcInfo
     heard: Clips
-    normalize: Normalizer
+    normalize: Callable[[str], str]
     before: Sequence[str]
     after: Sequence[str]
     history: Sequence[Mapping[str, float]]
@@ -59,16 +82,66 @@ class Outcome:
         )
         return before, after
 
+    @cached_property
+    def about(self) -> About:
+        """By the kind of the adapter."""
+        from audiolora.speech.ctc.adapter import CtcInfo
+
+        return about_ctc(self) if isinstance(self.info, CtcInfo) else about_whisper(self)
+
+
+def about_whisper(outcome: Outcome) -> About:
+    """Of a Whisper: its audio context."""
+    info: Any = outcome.info
+    notes = [
+        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it "
+        f"was trained with ({info.context})."
+    ]
+    if info.base_bits != 32:
+        notes.append(
+            f"The base's frozen weights are kept in {info.base_bits} bits; zero-shot is of the rounded base too."
+        )
+    return About(
+        tag="whisper",
+        language=info.language or "en",
+        notes=notes,
+        decoding=f"Decode with the context it was trained at (`{info.context}`); `audiolora transcribe` does.",
+        usage=speech_usage(outcome.run.folder, info.base_model),
+    )
+
+
+def about_ctc(outcome: Outcome) -> About:
+    """Of a CTC model: its alphabet, and that it was decoded greedily."""
+    info: Any = outcome.info
+    notes = ["Texts are the best token of each frame, without a language model."]
+    if info.new_head:
+        notes.append(
+            "The output layer was new, for another alphabet than the base's, and was trained with the adapter: before "
+            "the training it wrote what its start drew, not what the base heard."
+        )
+    return About(
+        tag="wav2vec2",
+        language=info.language or "und",
+        notes=notes,
+        decoding="",
+        usage=ctc_usage(outcome.run.folder),
+    )
+
 
 def card(outcome: Outcome) -> str:
     """The adapter's model card."""
     settings = outcome.run.settings
     summary = f"Trained on {settings['data']}, channel {outcome.heard.channel.spec}, ranks {settings['r']}."
+    if augmented := augmentation_facts(settings):
+        summary += f" Training clips were augmented at random ({'; '.join(augmented)})."
     return model_card(
         outcome.run.folder.name,
         summary,
         outcome.info,
         *outcome.rates,
+        tag=outcome.about.tag,
+        decoding=outcome.about.decoding,
+        language=outcome.about.language,
         notes=_notes(outcome),
         attribution=_attribution(outcome),
     )
@@ -80,7 +153,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
     adapter_bytes = (run.adapter / "adapter_model.safetensors").stat().st_size
     write_text(run.folder / "metrics.jsonl", (run.training / "metrics.jsonl").read_text(encoding="utf-8"))
     facts = [
-        ("base model", f"{outcome.whisper.name}: {outcome.whisper.origin}"),
+        ("base model", f"{outcome.base.name}: {outcome.base.origin}"),
         ("data", f"{run.settings['data']}: {len(outcome.heard)} clips measured on"),
         ("channel", outcome.heard.channel.description),
         ("trained parameters", f"{inspection.trainable_parameters:,} of {inspection.total_parameters:,}"),
@@ -88,14 +161,15 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
         *(
             (name.replace("_", " "), str(value))
             for name, value in run.settings.items()
-            if name not in ("model", "data", "channel")
+            if name not in ("model", "data", "channel", "augment", "noise_folder", "rir_folder", "spec_augment")
         ),
+        ("augmentation of training clips", "; ".join(augmentation_facts(run.settings)) or "none"),
         *((f"seconds, {name.replace('_', ' ')}", f"{value:.0f}") for name, value in outcome.seconds.items()),
     ]
     write_report(
         run.folder / "report.html",
         SpeechReport(
-            title=f"{outcome.whisper.name}, {run.folder.name}",
+            title=f"{outcome.base.name}, {run.folder.name}",
             subtitle=outcome.heard.channel.description,
             before=before,
             after=after,
@@ -104,11 +178,11 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             facts=facts,
             loss=_curve(outcome.history, "loss"),
             eval_loss=_curve(outcome.history, "eval_loss"),
-            usage=speech_usage(run.folder, outcome.info.base_model),
+            usage=outcome.about.usage,
             notes=_notes(outcome),
             attribution=_attribution(outcome),
             channel=outcome.heard.channel.spec,
-            language=outcome.info.language or "en",
+            language=outcome.about.language,
         ),
     )
     keep_texts(run.folder, outcome.heard.utterances, outcome.before, outcome.after, outcome.normalize)
@@ -126,10 +200,10 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "parameters": {"trained": inspection.trainable_parameters, "total": inspection.total_parameters},
             "adapter_bytes": adapter_bytes,
             "seconds": dict(outcome.seconds),
-            "base": {"name": outcome.whisper.name, "origin": outcome.whisper.origin},
+            "base": {"name": outcome.base.name, "origin": outcome.base.origin},
             "adapter": asdict(outcome.info),
             "settings": dict(run.settings),
-            "normalize": outcome.normalize.record(),
+            "normalize": _rules(outcome),
             "versions": {
                 name: importlib.metadata.version(name) for name in ("audiolora", "torch", "peft", "transformers")
             },
@@ -151,6 +225,13 @@ def show(run: Run) -> None:
             ("merge it", f"audiolora merge {run.folder} --out DIRECTORY"),
         ],
     )
+
+
+def _rules(outcome: Outcome) -> dict[str, Any]:
+    """Of what texts are compared by: a CTC model's are spelled in its alphabet."""
+    if isinstance(outcome.normalize, Normalizer):
+        return outcome.normalize.record()
+    return {"rules": "alphabet", "language": outcome.info.language, "spellings": 0}
 
 
 def _rates(raw: dict[str, Any]) -> ErrorRates:
@@ -183,15 +264,11 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = ["No test sentence occurs in the training part; the speakers may be the same."]
     if outcome.heard.channel.spec != "clean":
         notes.append("The channel is simulated; the recordings are real.")
-    notes.append(
-        "Zero-shot is decoded at 30 s of audio context, as the base was pretrained; the adapter at the context it was "
-        f"trained with ({outcome.info.context})."
-    )
-    return notes
+    return [*notes, *outcome.about.notes]
 
 
 def _attribution(outcome: Outcome) -> list[str]:
-    lines = [f"Base model: {outcome.whisper.name}; {outcome.whisper.origin}"]
+    lines = [f"Base model: {outcome.base.name}; {outcome.base.origin}"]
     if outcome.run.settings["data"] in BUILTIN:
         builtin = BUILTIN[outcome.run.settings["data"]]
         lines.append(f"Speech: {builtin.description}; {builtin.licence}; {builtin.attribution}")

@@ -1,0 +1,109 @@
+"""CTC models on the command line: which runs and models are CTC's, and what turns their clips into texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audiolora.packages import Log
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def is_ctc(adapter: Path | None, model: str | None) -> bool:
+    """Whether what a command is to work with is a CTC model's.
+
+    Args:
+        adapter: a run's folder or an adapter's; or None.
+        model: without an adapter: a hub name, a folder, ``scratch:spoken-digits``.
+
+    Raises:
+        ValueError: there is no adapter where one is named.
+    """
+    from audiolora.speech.ctc.adapter import is_ctc_adapter
+
+    return is_ctc_adapter(adapter) if adapter is not None else is_ctc_model(str(model))
+
+
+def is_ctc_model(name: str) -> bool:
+    """Whether a model is one that `load_ctc` reads; False also where there is no such model, which loading will tell.
+
+    Example:
+        >>> is_ctc_model("scratch:spoken-digits")
+        True
+    """
+    from audiolora.speech.ctc.models import FAMILIES
+    from audiolora.speech.ctc.scratch import NAME as SCRATCH
+
+    folder = Path(name).expanduser()
+    if name == SCRATCH:
+        return True
+    if not folder.exists():
+        return _hub_type(name) in FAMILIES
+    try:
+        says = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(says, dict) and says.get("model_type") in FAMILIES
+
+
+def ctc_decoder(
+    adapter: Path | None,
+    name: str | None,
+    base: str | None,
+    *,
+    language: str | None = None,
+    context: str | None = None,
+    batch_size: int = 8,
+    log: Log = print,
+) -> Callable[[Sequence[np.ndarray]], list[str]]:
+    """What turns clips into texts, with a run's adapter or a plain CTC model.
+
+    Args:
+        adapter: a run's folder or an adapter's; or None.
+        name: of the model, without an adapter.
+        base: another place for the adapter's base.
+        language, context: Whisper's; a CTC model takes neither.
+        batch_size: clips decoded at once.
+        log: called with a sentence for each thing worth knowing.
+
+    Raises:
+        ValueError: a language or a context, or what loading refuses.
+    """
+    for option, given in (("language", language), ("context", context)):
+        if given is not None:
+            raise ValueError(
+                f"--{option} is Whisper's, and {adapter or name} is a CTC model, which writes what its alphabet has "
+                "and hears each clip as long as it is; leave it out"
+            )
+    import torch
+
+    from audiolora.speech.ctc.adapter import load_adapted_ctc
+    from audiolora.speech.ctc.decode import transcribe_ctc
+    from audiolora.speech.ctc.models import load_ctc
+
+    model: Any
+    if adapter is not None:
+        model, loaded, _ = load_adapted_ctc(adapter, base=base, log=log)
+    else:
+        loaded = load_ctc(str(name), log=log)
+        model = loaded.model
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return lambda audios: transcribe_ctc(model, loaded.processor, audios, batch_size=batch_size)
+
+
+def _hub_type(name: str) -> str | None:
+    """``model_type`` of a hub model, or None where it cannot be had."""
+    from transformers import AutoConfig
+
+    from audiolora.speech.weights import hub_obstacle
+
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=hub_obstacle() is not None)
+    except (OSError, ValueError):
+        return None
+    model_type: str = config.model_type
+    return model_type

@@ -1,0 +1,133 @@
+"""``audiolora transcribe | inspect | merge | export`` on CTC runs: what transformers, PEFT and the library give."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCTC, AutoProcessor
+
+import audiolora
+from audiolora.cli import app as cli
+from audiolora.cli import run_app
+from audiolora.speech.audio import read_audio
+from audiolora.speech.ctc.adapter import load_adapted_ctc
+from audiolora.speech.ctc.decode import transcribe_ctc
+from audiolora.speech.ctc.merging import merge_ctc_adapter
+from audiolora.speech.ctc.vocabulary import Vocabulary
+from audiolora.speech.merging import MergeError
+from tests.speech.ctc.ctc_place import place, save_run
+from tests.speech.tiny_ctc import save_base
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return place(tmp_path_factory.mktemp("ctc"))
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: str | Path) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as ended:
+            run_app(cli, [str(word) for word in words])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=ended.value.code, out=out, err=err)
+
+    return run
+
+
+def audios(root: Path) -> list[np.ndarray]:
+    return [read_audio(path) for path in sorted((root / "clips").glob("*.wav"))]
+
+
+def texts(root: Path, run: str = "run") -> list[str]:
+    """What the library writes with a run's adapter, and greedy decoding by transformers' own tokenizer."""
+    model, loaded, _ = load_adapted_ctc(root / run, log=lambda line: None)
+    return transcribe_ctc(model.eval(), loaded.processor, audios(root), progress=False)
+
+
+def test_transcribe_with_a_run_and_with_its_base(there: Path, said: Any) -> None:
+    told = said("transcribe", there / "clips", "--adapter", there / "run", "--json")
+    assert told.status == 0
+    wanted = texts(there)
+    assert [row["text"] for row in json.loads(told.out)] == wanted
+    plain = said("transcribe", there / "clips", "--model", there / "base", "--json")
+    assert plain.status == 0
+    base = AutoModelForCTC.from_pretrained(there / "base").eval()
+    processor = AutoProcessor.from_pretrained(there / "base")
+    for row, audio in zip(json.loads(plain.out), audios(there), strict=True):
+        given = processor(audio, sampling_rate=16_000, return_tensors="pt")
+        with torch.no_grad():
+            ids = base(**given).logits.argmax(-1)
+        (greedy,) = processor.batch_decode(ids)
+        assert row["text"] == " ".join(re.sub(r"</?s>|<unk>", "", greedy).split())
+    assert [row["text"] for row in json.loads(plain.out)] != wanted
+
+
+@pytest.mark.parametrize("option", [("--language", "en"), ("--context", "full")])
+def test_what_a_ctc_model_does_not_take_is_refused(there: Path, said: Any, option: tuple[str, str]) -> None:
+    told = said("transcribe", there / "clips", "--adapter", there / "run", *option)
+    assert told.status == 2 and f"{option[0]} is Whisper's" in told.err and "CTC" in told.err
+
+
+def test_inspect_tells_the_alphabet(there: Path, said: Any) -> None:
+    told = said("inspect", there / "run" / "adapter")
+    assert told.status == 0
+    shown = " ".join(told.out.split())
+    assert "kind CTC" in shown and "vocabulary 32 outputs: <pad> <s> </s> <unk> | a b c" in shown
+    assert "output layer the base's" in shown and "pos_conv_embed" in shown
+    assert said("inspect", there / "run").status == 0
+
+
+def test_a_merged_run_is_a_model_that_transformers_alone_loads(there: Path, said: Any, tmp_path: Path) -> None:
+    told = said("merge", there / "run", "--out", tmp_path / "merged")
+    assert told.status == 0 and "Wav2Vec2ForCTC.from_pretrained" in told.out
+    again = said("transcribe", there / "clips", "--model", tmp_path / "merged", "--json")
+    assert [row["text"] for row in json.loads(again.out)] == texts(there)
+
+    model, loaded, _ = load_adapted_ctc(there / "run", log=lambda line: None)
+    given = {"input_values": torch.from_numpy(audios(there)[0])[None]}
+    wanted = model.eval()(**given).logits
+    audiolora.disable()
+    alone = AutoModelForCTC.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(alone(**given).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer.get_vocab() == (
+        loaded.processor.tokenizer.get_vocab()
+    )
+    assert json.loads((tmp_path / "merged/audiolora.json").read_text())["task"] == "ctc"
+    assert "| WER | 12 |" in (tmp_path / "merged/README.md").read_text()
+
+
+def test_merge_keeps_to_its_rules(there: Path, said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    assert "is not empty" in said("merge", there / "run", "--out", tmp_path / "full").err
+    assert "no config.json" in said("merge", there / "run", "--out", tmp_path / "full", "--overwrite").err
+    monkeypatch.setattr("audiolora.speech.ctc.merging.TOLERANCE", -1.0)
+    with pytest.raises(MergeError, match="the merged model is not the adapted one"):
+        merge_ctc_adapter(there / "run", tmp_path / "merged", log=lambda line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_head_of_the_adapter_s_own_is_merged_too(tmp_path: Path, said: Any) -> None:
+    save_base(tmp_path / "base")
+    adapted, _ = save_run(tmp_path / "run", tmp_path / "base", vocabulary=Vocabulary(tuple("abcñ")))
+    told = said("merge", tmp_path / "run", "--out", tmp_path / "merged")
+    assert told.status == 0, told.err
+    audiolora.disable()
+    alone = AutoModelForCTC.from_pretrained(tmp_path / "merged").eval()
+    given = {"input_values": torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))}
+    assert alone.config.vocab_size == 7 and alone.config.pad_token_id == 0
+    torch.testing.assert_close(alone(**given).logits, adapted(**given).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ghost", "ghost/model"])
+def test_a_model_that_is_nowhere_is_told(there: Path, said: Any, name: str) -> None:
+    told = said("transcribe", there / "clips", "--model", name)
+    assert told.status == 2 and name in told.err and "HF_HUB_OFFLINE" in told.err
