@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -37,6 +38,7 @@ def main(
     r_ffn: int = 0,
     freeze: Literal["none", "features"] = "none",
     training: Annotated[CtcTrainingSettings, Parameter(name="*")] = CtcTrainingSettings(),  # noqa: B008
+    decoding: Annotated[CtcDecoding, Parameter(name="*")] = CtcDecoding(),  # noqa: B008
     test: int | float | None = None,
     dev: int | float | None = None,
     audio_column: str = "audio",
@@ -51,8 +53,7 @@ def main(
         model: a hub name, a local directory, or scratch:spoken-digits: a small one, trained here from scratch and kept.
         data: a manifest (JSONL, CSV, TSV), a folder of audio with transcripts, a saved `datasets` directory, or a
             built-in set: prompts-en, -es, -fr, -it, -ru, spoken-digits.
-        channel: simulated acoustic channels, left to right, joined by commas: invert, ssb+500Hz, rate1.8, gsm, mulaw,
-            lowpass1000, noise10dB, babble5dB.
+        channel: simulated: invert, ssb+500Hz, rate1.8, gsm, mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
         language: code of the language spoken (en, es, tr): how its letters fold; taken from a built-in set's name.
         vocabulary: keep the model's alphabet; or new, a head for that of your texts, trained and saved with adapters.
@@ -75,7 +76,6 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.run import open_run
     from audiolora.speech.channels import parse_channel
     from audiolora.speech.clips import Clips
     from audiolora.speech.ctc.adapter import adapt_ctc, ctc_targets, describe_ctc, save_ctc_adapter
@@ -88,15 +88,14 @@ def main(
     from audiolora.speech.manifests import read_all
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.together import open_together
     from audiolora.speech.trainer import this_process
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, vocabulary=vocabulary)
     asked |= {"method": method, "r": ranks, "freeze": freeze, "test": test, "dev": dev, **asdict(training)}
-    process = this_process()
-    with process.main_process_first():
-        run = open_run(out / name, asked, fresh=fresh and process.is_main_process)
+    process, run = this_process(), open_together(out / name, asked | asdict(decoding), fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 
@@ -122,7 +121,7 @@ def main(
     ctc.model.to(process.device)
     before = run.read("before.json")
     if before is None and process.is_main_process:
-        before = transcribe_ctc(ctc.model, ctc.processor, heard.audios())
+        before = transcribe_ctc(ctc.model, ctc.processor, heard.audios(), decoder=decoding)
         run.write("before.json", before)
     seconds["zero_shot"] = time.monotonic() - start
 
@@ -138,7 +137,7 @@ def main(
         return None
 
     start = time.monotonic()  # the same held-out clips again; then what the run leaves
-    after = transcribe_ctc(adapted, ctc.processor, heard.audios())
+    after = transcribe_ctc(adapted, ctc.processor, heard.audios(), decoder=decoding)
     seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
     outcome = speech_run.Outcome(run, ctc, info, heard, spell, before, after, history, seconds)
     save_ctc_adapter(adapted, ctc.processor, run.adapter, info, speech_run.card(outcome))

@@ -113,7 +113,12 @@ def about_whisper(outcome: Outcome) -> About:
 def about_ctc(outcome: Outcome) -> About:
     """Of a CTC model: its alphabet, and that it was decoded greedily."""
     info: Any = outcome.info
+    settings = outcome.run.settings
+    searched = {name: settings[name] for name in ("beam_width", "lm", "hotwords") if settings.get(name)}
     notes = ["Texts are the best token of each frame, without a language model."]
+    if searched.get("beam_width", 0) != 1 and searched:
+        how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in searched.items())
+        notes = [f"Texts are those of a beam search ({how}), zero-shot and adapted alike."]
     if info.new_head:
         notes.append(
             "The output layer was new, for another alphabet than the base's, and was trained with the adapter: before "
