@@ -39,12 +39,13 @@ def export(
 
     Args:
         runs: a finished run of recipes/sensor_forecast.py or sensor_fleet.py, with an adapter for each device that
-            uses one; finished runs of recipes/asr_whisper.py over one Whisper; or folders of adapters (PEFT's, or what
+            uses one; finished runs of recipes/asr_whisper.py over one Whisper, or of recipes/asr_ctc.py over one CTC
+            model; or folders of adapters (PEFT's, or what
             Forecaster.save wrote). A folder's name is the adapter's id.
         out: the bundle's folder.
         network: what makes the base network, as MODULE:FUNCTION; the module is looked for here, too. A recipe's run
             knows its own.
-        base: the base's weights, from Forecaster.save, if the function does not load them; for runs over a Whisper,
+        base: the base's weights, from Forecaster.save, if the function does not load them; for speech runs,
             another place for it.
         target: what runs it: ONNX Runtime, or ExecuTorch with XNNPACK.
         form: what a run does with an adapter: add it to the weights (wsum), run it beside them (fact, for inputs of a

@@ -3,6 +3,7 @@
     python recipes/asr_ctc.py --data calls.csv --model facebook/wav2vec2-base-960h --name calls
     python recipes/asr_ctc.py --data calls-es.csv --model facebook/wav2vec2-xls-r-300m --vocabulary new --language es
     python recipes/asr_ctc.py --data spoken-digits --model scratch:spoken-digits --channel ssb+500Hz    # needs no hub
+    accelerate launch recipes/asr_ctc.py --data calls.csv                   # several devices
 
 It measures the word error rate on clips held out, trains adapters in convolutions and attention, measures again, and
 leaves adapter, figures and report in runs/NAME. The same command continues a run that was interrupted.
@@ -51,7 +52,7 @@ def main(
 
     Args:
         model: a hub name, a local directory, or scratch:spoken-digits: a small one, trained here from scratch and kept.
-        data: a manifest (JSONL, CSV, TSV), a folder of audio with transcripts, a saved `datasets` directory, or a
+        data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, -es, -fr, -it, -ru, spoken-digits.
         channel: simulated: invert, ssb+500Hz, rate1.8, gsm, mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
@@ -88,7 +89,7 @@ def main(
     from audiolora.speech.manifests import read_all
     from audiolora.speech.prompts import BUILTIN
     from audiolora.speech.split import keep_split, split_utterances
-    from audiolora.speech.together import open_together
+    from audiolora.speech.together import open_together, transcribe_together, zero_shot
     from audiolora.speech.trainer import this_process
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
@@ -119,10 +120,7 @@ def main(
     # Zero-shot.
     seconds, start = {}, time.monotonic()
     ctc.model.to(process.device)
-    before = run.read("before.json")
-    if before is None and process.is_main_process:
-        before = transcribe_ctc(ctc.model, ctc.processor, heard.audios(), decoder=decoding)
-        run.write("before.json", before)
+    before = zero_shot(run, ctc.model, ctc.processor, heard, by=transcribe_ctc, decoder=decoding)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
@@ -133,13 +131,14 @@ def main(
     start = time.monotonic()
     history = train_ctc(adapted, ctc.processor, learnt, chosen_by, training, run.training, language=language)
     seconds["training"] = time.monotonic() - start
+
+    # The same held-out clips again; then what the run leaves.
+    start = time.monotonic()
+    after = transcribe_together(adapted, ctc.processor, heard, by=transcribe_ctc, decoder=decoding)
+    seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
     if not process.is_main_process:
         return None
-
-    start = time.monotonic()  # the same held-out clips again; then what the run leaves
-    after = transcribe_ctc(adapted, ctc.processor, heard.audios(), decoder=decoding)
-    seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
-    outcome = speech_run.Outcome(run, ctc, info, heard, spell, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, ctc, info, split, heard, spell, before, after, history, seconds)
     save_ctc_adapter(adapted, ctc.processor, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)

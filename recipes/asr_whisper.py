@@ -138,7 +138,7 @@ def main(
     seconds["adapted"] = time.monotonic() - start
     if not process.is_main_process:
         return None
-    outcome = speech_run.Outcome(run, whisper, info, heard, compared_by, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, whisper, info, split, heard, compared_by, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)

@@ -64,7 +64,7 @@ def main(
         learning_rates: of adapters; full tuning and GmP take a tenth of them, biases and magnitudes three times them.
         seeds: trained and measured at the chosen rate.
         parameters: of every adapter; by default 150,000 for speech, 30,000 for ctc and 4,000 for sensor.
-        epochs: passes over the training data; by default 3 for speech, 2 for ctc and 12 for sensor.
+        epochs: passes over the training data; by default 3 for speech and ctc, 12 for sensor.
         train_clips: how many training clips are used, 0 for all; by default 160 for speech and 1000 for ctc.
         engine: local, or ray: ways spread over a cluster (pip install "audiolora[ray]"); OUT must be seen by all of it.
         address: of a running Ray cluster, such as auto; by default one is begun on this machine.

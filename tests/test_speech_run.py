@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from audiolora.speech.manifests import Utterance
 from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.results import read_texts
+from audiolora.speech.split import Split
 
 REFERENCES = ["press one now", "goodbye"]
 SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}
@@ -43,6 +45,7 @@ def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv",
         "run": run,
         "base": SimpleNamespace(name="tiny", origin="the local directory tiny"),
         "info": AdapterInfo("tiny", "abc", "auto", None),
+        "split": Split(train=(), dev=(), test=tuple(utterances)),
         "heard": Clips(utterances, parse_channel(channel)),
         "normalize": Normalizer("basic"),
         "before": ["press two", "good bye"],
@@ -132,7 +135,7 @@ def test_what_training_clips_were_put_through_is_listed(tmp_path):
     (run.adapter / "adapter_model.safetensors").write_bytes(b"")
     speech_run.leave(made, INSPECTION)
     for text in (speech_run.card(made), (run.folder / "report.html").read_text()):
-        assert "recorded or white, at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
+        assert "recorded noise at 5 to 20 dB SNR: 30 % of the clips" in text and "noise from our/yard" in text
         assert "or Opus at 12 kbit/s: 50 % of the clips" in text and "SpecAugment" in text
     assert "augmented" not in speech_run.card(outcome(tmp_path / "without"))
 
@@ -141,3 +144,15 @@ def test_a_built_in_set_is_attributed(tmp_path):
     text = speech_run.card(outcome(tmp_path, data="prompts-en"))
     assert BUILTIN["prompts-en"].licence in text and BUILTIN["prompts-en"].attribution in text
     assert "Speech:" not in speech_run.card(outcome(tmp_path / "own"))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_training_and_test_share_is_said(tmp_path, given):
+    """Drawn parts share no sentence; those that the data bring may, and speakers with it."""
+    made = outcome(tmp_path)
+    (one, two) = (replace(u, speaker="anna" if given else None) for u in made.split.test)
+    said = replace(two, id="other", text=one.text if given else "something else")
+    text = speech_run.card(replace(made, split=Split(train=(said,), dev=(), test=(one,))))
+    assert ("No test sentence occurs in the training part." in text) is not given
+    assert ("Train and test share 1 sentences (1 of 1 utterances of test)" in text) is given
+    assert ("Train and test share 1 speakers" in text) is given and ("may be the same" in text) is not given

@@ -51,7 +51,7 @@ class CtcTask:
     data: str = "spoken-digits"
     channel: str = "ssb+500Hz"
     language: str | None = None
-    epochs: int = 2
+    epochs: int = 3
     train_clips: int = 1000
     batch_size: int = 8
     test: int | float | None = None

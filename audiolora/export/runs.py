@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from audiolora.export.ctc_runs import ctc_settings_of, processors
+from audiolora.export.ctc_runs import ctc_settings_of, export_ctc_runs, processors
 from audiolora.export.exporting import Exported, export
 from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, read_forecast_run
 from audiolora.export.prepared import forward_names
@@ -51,12 +51,12 @@ def export_runs(
     """Load the network and each run's adapter, and export them.
 
     Args:
-        runs: a finished run of a recipe, or several over one Whisper; or folders with ``adapter_config.json`` in them
-            or in ``adapter/``; with ``forecaster.json``, a forecaster's.
+        runs: a finished run of a recipe, or several over one Whisper or CTC model; or folders with
+            ``adapter_config.json`` in them or in ``adapter/``; with ``forecaster.json``, a forecaster's.
         out: the bundle's folder.
         network: ``MODULE:FUNCTION``, which makes the base; None for a recipe's run, which knows its own.
-        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights; of runs over a Whisper,
-            another place for it.
+        base: `Forecaster.save`'s folder of the base, if the function gives untrained weights; of speech
+            runs, another place for it.
         shape: of an example, ``"2,5,168"``; forecasters have their own.
         fixed_length: the last axis is not free.
         form: as in `export`; None takes the default, of `export_whisper` for speech runs.
@@ -84,10 +84,8 @@ def export_runs(
     if len(folders) < len(runs):
         raise ValueError(f"two runs would have the same id: {', '.join(map(_id, runs))}; rename a folder")
     if network is None and any((folder / INFO_FILE).is_file() for folder in folders.values()):
-        from audiolora.export.speech import export_speech_runs
-
         _check_speech(folders, shape is not None or fixed_length or processor is not None)
-        return export_speech_runs(folders, out, base=base, **_words(evaluate, calibrate, folders), **settings)
+        return _speech_exporter(folders)(folders, out, base=base, **_words(evaluate, calibrate, folders), **settings)
     if network is None:
         raise ValueError("these adapters do not say over which network they were trained; name what makes it: "
                          "--network MODULE:FUNCTION, such as pumps:network")  # fmt: skip
@@ -159,6 +157,18 @@ def _check_speech(folders: dict[str, Path], shaped: bool) -> None:
         raise ValueError(f"{', '.join(others)}: not of a speech run, and the others are; export them apart")
     if shaped:
         raise ValueError("speech runs know what they take; leave --shape, --fixed-length and --processor out")
+
+
+def _speech_exporter(folders: dict[str, Path]) -> Callable[..., Exported]:
+    """What exports runs of this kind: Whisper's or CTC's."""
+    from audiolora.export.speech import export_speech_runs
+    from audiolora.speech.ctc.adapter import is_ctc_adapter
+
+    kinds = {name: is_ctc_adapter(folder) for name, folder in folders.items()}
+    if len(set(kinds.values())) > 1:
+        ctc = [name for name, is_ctc in kinds.items() if is_ctc]
+        raise ValueError(f"{', '.join(ctc)}: of a CTC model, and the others of a Whisper; export them apart")
+    return export_ctc_runs if all(kinds.values()) else export_speech_runs
 
 
 def _check_plain(base: Path | None, shape: str | None, fixed_length: bool) -> None:

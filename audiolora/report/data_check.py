@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audiolora.files import write_text
 from audiolora.report.drawing import BEFORE, RULE, inline_svg, styled_figure
@@ -16,6 +16,7 @@ from audiolora.speech.findings import KINDS, Finding, by_kind
 if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
+    from rich.table import Column
 
 _FIRST = 3  # rows that the terminal shows of each kind
 _DOUBTFUL_LISTED = 1000  # rows of a kind on the page; bad ones are all there
@@ -91,7 +92,7 @@ def print_data_check(check: DataCheck, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    plain = {"box": box.SIMPLE_HEAD, "header_style": "bold", "pad_edge": False}
+    plain: dict[str, Any] = {"box": box.SIMPLE_HEAD, "header_style": "bold", "pad_edge": False}
     parts = Table("part", *(_right(name) for name in ("clips", "hours", "speakers")), **plain)
     for part, clips, hours, speakers in check.part_table():
         parts.add_row(Text(part), count(clips), f"{hours:.2f}", count(speakers) if speakers else "–")
@@ -120,7 +121,7 @@ def print_data_check(check: DataCheck, console: Console) -> None:
     console.print(Text(f"{bad}: training refuses them, or leaves them out with --skip-bad", style="bold"))
 
 
-def _right(name: str):  # type: ignore[no-untyped-def]
+def _right(name: str) -> Column:
     from rich.table import Column
 
     return Column(name, justify="right", no_wrap=True)

@@ -37,13 +37,13 @@ def print_run(run: Run, console: Console) -> None:
     _print_facts(console, "sizes", [(name, _size(folder)) for name, folder in sizes if folder.exists()])
     if not run.finished:
         return _print_facts(console, "how far it got", _progress(run, checkpoints))
-    from audiolora.report import comparison_run, fleet_run, series_run, whisper_run
+    from audiolora.report import comparison_run, fleet_run, series_run, speech_run
 
     if "ways" in run.settings:
         return comparison_run.show(run)
     if "chunk" in run.settings:
         return fleet_run.show(run)
-    return series_run.show(run) if "horizon" in run.settings else whisper_run.show(run)
+    return series_run.show(run) if "horizon" in run.settings else speech_run.show(run)
 
 
 def print_adapter(folder: Path, console: Console) -> None:

@@ -18,6 +18,7 @@ from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative
 from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.results import keep_texts
+from audiolora.speech.split import shared
 
 if TYPE_CHECKING:
     from audiolora.inspection import Inspection
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from audiolora.speech.clips import Clips
     from audiolora.speech.ctc.adapter import CtcInfo
     from audiolora.speech.ctc.models import LoadedCtc
+    from audiolora.speech.split import Split
     from audiolora.speech.weights import LoadedWhisper
 
 
@@ -56,6 +58,7 @@ class Outcome:
         run: its folder and settings.
         base: the model before.
         info: of the adapter.
+        split: what was trained on, chosen by and measured on.
         heard: the test clips through the channel.
         normalize: what texts are compared by.
         before, after: the texts of the test clips, zero-shot and adapted.
@@ -66,6 +69,7 @@ class Outcome:
     run: Run
     base: LoadedWhisper | LoadedCtc
     info: AdapterInfo | CtcInfo
+    split: Split
     heard: Clips
     normalize: Callable[[str], str]
     before: Sequence[str]
@@ -266,10 +270,21 @@ def _curve(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int,
 
 
 def _notes(outcome: Outcome) -> list[str]:
-    notes = ["No test sentence occurs in the training part; the speakers may be the same."]
+    notes = _notes_on_split(outcome.split)
     if outcome.heard.channel.spec != "clean":
         notes.append("The channel is simulated; the recordings are real.")
     return [*notes, *outcome.about.notes]
+
+
+def _notes_on_split(split: Split) -> list[str]:
+    """What training and test have in common; drawn parts share no sentence, those that the data bring may."""
+    common = [line for line in shared(split) if line.startswith("train and test")]
+    notes = [f"{line[0].upper()}{line[1:]}." for line in common]
+    if not any("sentences" in line for line in common):
+        notes.append("No test sentence occurs in the training part.")
+    if any(utterance.speaker is None for utterance in (*split.train, *split.test)):
+        notes.append("The speakers of both may be the same.")
+    return notes
 
 
 def _attribution(outcome: Outcome) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -17,6 +18,7 @@ class Kind:
 
     Args:
         help: one line, a format of `range`, or of `low` and `high`, where the effect has numbers.
+        recorded: the same where it takes its sound from a folder of own recordings.
         unit: of its numbers, as written after them.
         default: the range where none is written; None for an effect without numbers.
         limits: what the numbers must lie in.
@@ -25,6 +27,7 @@ class Kind:
     """
 
     help: str
+    recorded: str = ""
     unit: str = ""
     default: tuple[float, float] | None = None
     limits: tuple[float, float] = (0.0, 0.0)
@@ -48,13 +51,15 @@ EFFECTS: dict[str, Kind] = {
         probability=1.0,
     ),
     "rir": Kind(
-        "in a room: a measured impulse response, or a simulated room whose sound dies away by 60 dB in {range} s",
+        "a simulated room whose sound dies away by 60 dB in {range} s",
+        recorded="a room, by a measured impulse response",
         unit="s",
         default=(0.15, 0.5),
         limits=(0.1, 0.8),
     ),
     "noise": Kind(
-        "noise, recorded or white, at {range} dB SNR",
+        "white noise at {range} dB SNR",
+        recorded="recorded noise at {range} dB SNR",
         unit="dB",
         default=(5.0, 20.0),
         limits=(-30.0, 60.0),
@@ -97,10 +102,13 @@ class Effect:
     def __str__(self) -> str:
         return EFFECTS[self.name].written(self.name, self.low, self.high)
 
-    def describe(self) -> str:
-        """What it does, for people."""
+    def describe(self, recorded: Collection[str] = ()) -> str:
+        """What it does, for people; `recorded` names the effects that have own recordings."""
         numbers = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
-        return EFFECTS[self.name].help.format(low=self.low, high=self.high, range=numbers)
+        kind = EFFECTS[self.name]
+        return (kind.recorded if self.name in recorded else kind.help).format(
+            low=self.low, high=self.high, range=numbers
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,9 @@ class Step:
     def __str__(self) -> str:
         return "|".join(map(str, self.effects)) + f"@{self.probability:g}"
 
-    def describe(self) -> str:
-        """A line for people."""
-        effects = ", or ".join(effect.describe() for effect in self.effects)
+    def describe(self, recorded: Collection[str] = ()) -> str:
+        """A line for people; `recorded` as of `Effect.describe`."""
+        effects = ", or ".join(effect.describe(recorded) for effect in self.effects)
         return f"{effects}: {100 * self.probability:g} % of the clips"
 
 

@@ -79,14 +79,18 @@ class Augmentation:
 
         Raises:
             ValueError: a folder that is not there or that nothing uses; `rir` without a folder where pyroomacoustics
-                is not installed.
+                is not installed, or with one and a reverberation time.
         """
-        used = {effect.name for step in self.steps for effect in step.effects}
+        effects = [effect for step in self.steps for effect in step.effects]
+        used = {effect.name for effect in effects}
         for name, folder in (("noise", self.noise_folder), ("rir", self.rir_folder)):
             if folder is not None and name not in used:
                 raise ValueError(f"--{name}-folder {folder}: nothing would use it; add {name} to --augment")
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"--{name}-folder {folder}: no such folder")
+        for effect in effects:
+            if effect.name == "rir" and self.rir_folder is not None and effect != parse_step("rir").effects[0]:
+                raise ValueError(f"augment {effect}: measured rooms have their own reverberation; write rir alone")
         if "rir" in used and self.rir_folder is None and importlib.util.find_spec("pyroomacoustics") is None:
             raise ValueError(
                 "augment: rir simulates rooms with pyroomacoustics, which is not installed; pip install "
@@ -113,13 +117,11 @@ class Augmentation:
         """A line for people on each step, and on each folder.
 
         >>> parse_augmentation("noise10dB@0.25,gsm|opus12kbps").describe()[0]
-        'noise, recorded or white, at 10 dB SNR: 25 % of the clips'
+        'white noise at 10 dB SNR: 25 % of the clips'
         """
-        folders = (("noise", self.noise_folder), ("impulse responses", self.rir_folder))
-        return [
-            *(step.describe() for step in self.steps),
-            *(f"{what} from {folder}" for what, folder in folders if folder is not None),
-        ]
+        folders = {"noise": self.noise_folder, "rir": self.rir_folder}
+        own = {name: folder for name, folder in folders.items() if folder is not None}
+        return [step.describe(own) for step in self.steps] + [f"{name} from {folder}" for name, folder in own.items()]
 
     @cached_property
     def recordings(self) -> Recordings:

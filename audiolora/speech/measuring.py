@@ -50,7 +50,7 @@ def measure_clips(
     if workers is not None and workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}; 0 decodes in the main process")
     keys = [clip_key(clip) for clip in clips]
-    found = cache.find(keys) if cache is not None else [None] * len(clips)
+    found: list[ClipFacts | None] = [None] * len(clips) if cache is None else cache.find(keys)
     first: dict[object, int] = {}  # rows of one file are measured once
     for index in (i for i, facts in enumerate(found) if facts is None):
         first.setdefault(keys[index] or index, index)
@@ -141,7 +141,8 @@ def _bar(title: str, total: int, known: int, shown: bool) -> Iterator[Callable[[
             return Text("" if task.speed is None else f"{task.speed:,.0f} a second", style="dim")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
-    with bar:
+    console = Console(stderr=True)
+    seen = shown and (console.is_terminal or console.is_jupyter)
+    with Progress(*columns, console=console, transient=True, disable=not seen) as bar:
         task = bar.add_task(title, total=total - known)
         yield lambda: bar.advance(task)

@@ -143,16 +143,18 @@ def split_utterances(
         dev=_share(given["dev"], dev, seed, normalize) or rest.dev,
         test=_share(given["test"], test, seed, normalize) or rest.test,
     )
-    for line in shared(split, normalize=normalize):
+    brought = [part for part in _PARTS if given[part]]
+    for line in shared(split, parts=brought, normalize=normalize):
         logger.warning("%s", line)
     return split
 
 
-def shared(split: Split, *, normalize: Callable[[str], str] | None = None) -> list[str]:
+def shared(split: Split, *, parts: Sequence[str] = _PARTS, normalize: Callable[[str], str] | None = None) -> list[str]:
     """What two parts of a split have in common, a line each: sentences, speakers, clips.
 
     Args:
         split: of the data.
+        parts: which are compared.
         normalize: text -> what it is compared by; `fold_text` by default.
 
     >>> shared(split_by_text(utterances, test=100, dev=0.1, seed=0))  # doctest: +SKIP
@@ -165,13 +167,14 @@ def shared(split: Split, *, normalize: Callable[[str], str] | None = None) -> li
     }
     lines = []
     for what, key in same.items():
-        seen = {part: {key(one) for one in getattr(split, part)} - {None} for part in _PARTS}
-        for one, other in _PAIRS:
+        seen = {part: {key(one) for one in getattr(split, part)} - {None} for part in parts}
+        for one, other in (pair for pair in _PAIRS if {*pair} <= {*parts}):
             if both := seen[one] & seen[other]:
-                n = sum(key(utterance) in both for utterance in getattr(split, other))
+                n, total = sum(key(each) in both for each in getattr(split, other)), len(getattr(split, other))
+                several, others = what if len(both) > 1 else what[:-1], what if what == "clips" else f"other {what}"
                 lines.append(
-                    f"{one} and {other} share {len(both)} {what} ({n} of {len(getattr(split, other))} utterances of "
-                    f"{other}): figures of {other} tell less about {'clips' if what == 'clips' else 'other ' + what}"
+                    f"{one} and {other} share {len(both)} {several} ({n} of {total} utterances of {other}): figures of "
+                    f"{other} tell less about {others}"
                 )
     return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ def open_together(folder: Path, settings: Mapping[str, Any], *, fresh: bool = Fa
         return open_run(folder, settings, fresh=fresh and process.is_main_process)
 
 
-def transcribe_together(model: Any, processor: Any, clips: Clips, **how: Any) -> list[str]:
-    """`transcribe`, spread over the processes; a clip's text does not depend on which of them decodes it.
+def transcribe_together(
+    model: Any, processor: Any, clips: Clips, *, by: Callable[..., list[str]] = transcribe, **how: Any
+) -> list[str]:
+    """The texts of clips, decoded by the processes together; a text does not depend on which of them decodes it.
 
     Args:
-        model, processor: as `transcribe` takes them, the same in every process.
+        model, processor: as ``by`` takes them, the same in every process.
         clips: each process reads its share.
-        how: more of `transcribe`'s arguments.
+        by: `transcribe` for a Whisper, `transcribe_ctc` for a CTC model.
+        how: more of its arguments.
 
     Returns:
         The texts of all clips, in every process.
@@ -45,7 +48,7 @@ def transcribe_together(model: Any, processor: Any, clips: Clips, **how: Any) ->
     texts: list[str] = []
     if own:
         audios = [clips[index]["audio"] for index in own]
-        texts = transcribe(model, processor, audios, progress=process.is_main_process, **how)
+        texts = by(model, processor, audios, progress=process.is_main_process, **how)
     if process.num_processes == 1:
         return texts
     return [text for _, text in sorted(gather_object(list(zip(own, texts, strict=True))))]

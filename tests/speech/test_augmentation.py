@@ -76,6 +76,8 @@ def test_folders_that_are_missing_or_not_used(tmp_path):
         parse_augmentation("gsm", noise_folder=tmp_path).check()
     with pytest.raises(ValueError, match=r"--rir-folder .*gone: no such folder"):
         parse_augmentation("rir", rir_folder=tmp_path / "gone").check()
+    with pytest.raises(ValueError, match=r"rir0.2-0.3s: measured rooms have their own reverberation; write rir alone"):
+        parse_augmentation("rir0.2-0.3s", rir_folder=tmp_path).check()
     with pytest.raises(ValueError, match="holds no audio"):
         parse_augmentation("noise", noise_folder=tmp_path).prepare()
 
@@ -142,7 +144,11 @@ def test_a_step_added_at_the_end_changes_no_draw_before_it():
 def test_what_is_told():
     said = parse_augmentation("noise5-20dB@0.25,gsm|opus12kbps", noise_folder="sounds").describe()
     assert said == [
-        "noise, recorded or white, at 5 to 20 dB SNR: 25 % of the clips",
+        "recorded noise at 5 to 20 dB SNR: 25 % of the clips",
         "GSM 06.10 full-rate codec at 8 kHz, or Opus at 12 kbit/s: 50 % of the clips",
         "noise from sounds",
+    ]
+    assert parse_augmentation("noise10dB@1,rir0.2s").describe() == [
+        "white noise at 10 dB SNR: 100 % of the clips",
+        "a simulated room whose sound dies away by 60 dB in 0.2 s: 50 % of the clips",
     ]

@@ -69,8 +69,8 @@ def test_what_parts_share_is_told(caplog):
     said = [message.split(":")[0] for message in caplog.messages]
     assert said == [
         "train and test share 2 sentences (2 of 6 utterances of test)",
-        "train and test share 1 speakers (3 of 6 utterances of test)",
-        "train and dev share 1 clips (1 of 1 utterances of dev)",
+        "train and test share 1 speaker (3 of 6 utterances of test)",
+        "train and dev share 1 clip (1 of 1 utterances of dev)",
     ]
 
 

@@ -62,13 +62,30 @@ def save_base(folder: Path, family: str = "Wav2Vec2ForCTC", letters: tuple[str, 
     model = tiny_ctc(family, **{"vocab_size": len(letters)} | changes)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    extractor: Any = transformers.Wav2Vec2FeatureExtractor()
+    if family == "Wav2Vec2BertForCTC":
+        extractor = transformers.SeamlessM4TFeatureExtractor()
+    if family == "ParakeetForCTC":
+        extractor = transformers.ParakeetFeatureExtractor(feature_size=PARAKEET_ENCODER["num_mel_bins"])
+    tokenizer = pieces(letters) if family == "ParakeetForCTC" else letter_tokenizer(folder, letters)
+    tokenizer.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return model
+
+
+def letter_tokenizer(folder: Path, letters: tuple[str, ...]) -> Any:
     vocabulary = folder / "letters.json"
     vocabulary.write_text(json.dumps({letter: i for i, letter in enumerate(letters)}), encoding="utf-8")
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(vocabulary))
     vocabulary.unlink()
-    extractor: Any = transformers.Wav2Vec2FeatureExtractor()
-    if family == "Wav2Vec2BertForCTC":
-        extractor = transformers.SeamlessM4TFeatureExtractor()
-    tokenizer.save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    return model
+    return tokenizer
+
+
+def pieces(letters: tuple[str, ...]) -> Any:
+    """Parakeet's kind of tokenizer, whose pieces of words are letters here."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(letters)}, [], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="|")
+    made.decoder = decoders.Metaspace(replacement="|")
+    return transformers.ParakeetTokenizer(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>")

@@ -102,7 +102,7 @@ def merge_ctc_adapter(
     adapted, loaded, info = load_adapted_ctc(path, base=base, log=log)
     given = _test_input(loaded.processor)
     expected = _logits(adapted, given)
-    merged: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    merged: Any = adapted.merge_and_unload(safe_merge=True)
     kind = type(merged)
     described = MergedCtcInfo(info.base_model, adapter_name(folder), info.language)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,8 @@ def _load(
     source: str | Path, name: str, origin: str, vocabulary: Vocabulary | None, *, local_files_only: bool | None = None
 ) -> LoadedCtc:
     """`from_pretrained` on a directory or hub name; what it raises becomes a WeightsError with its cause."""
+    from safetensors import SafetensorError
+
     if isinstance(source, Path):
         local_files_only = True
         _check_directory(source)
@@ -144,7 +146,7 @@ def _load(
         return _from_pretrained(source, name, origin, vocabulary, {"local_files_only": bool(local_files_only)})
     except WeightsError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
             f"{name} could not be loaded from {origin}: {type(error).__name__}: {str(error).strip()[:500]}"
         ) from error

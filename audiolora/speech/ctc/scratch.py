@@ -8,7 +8,9 @@ Dataset (indices 0 to 4 are the test), and kept in the cache.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +180,8 @@ def _train_alone(folder: Path, log: Log) -> None:
         )
     log(f"no {NAME} in {folder} yet")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
+    # The Trainer prints its losses to stdout, where commands write their results.
+    with WeakFileLock(folder.with_name(f"{folder.name}.lock")), redirect_stdout(sys.stderr):
         if not (folder / "config.json").is_file():
             train_scratch(folder, scratch_settings(), log=log)
 

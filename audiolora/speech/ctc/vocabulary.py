@@ -128,11 +128,13 @@ def encoder(processor: Any, *, language: str | None = None) -> Callable[[str], l
     """
     spell, tokenizer = spelling(processor, language=language), processor.tokenizer
     unknown = tokenizer.unk_token_id
+    # A transcript that holds "<pad>" would become a blank.
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
 
     def encode(text: str) -> list[int]:
         spelled = spell(text)
         ids: list[int] = tokenizer(spelled, add_special_tokens=False).input_ids
-        if unknown in ids or None in ids:
+        if unknown in ids or None in ids or any(token in spelled for token in special):
             outside = [letter for letter in dict.fromkeys(spelled.replace(" ", "")) if _unknown(tokenizer, letter)]
             raise ValueError(
                 f"{', '.join(map(repr, outside)) or repr(tokenizer.unk_token)} not in the model's vocabulary; write "

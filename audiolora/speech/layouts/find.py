@@ -131,9 +131,9 @@ def _said(name: str, rest: str) -> list[RowSet]:
         kind, other = ("file", "folders") if path.is_file() else ("folder", "files")
         raise DataError(f"{path}: is a {kind}, and {name}: reads {other}; leave the prefix away, or name another")
     root, _, split = rest.rpartition(":")
-    layout = next((one for one in _FOLDERS if one.name == name and one.splits), None)
-    if root and layout is not None and Path(root).expanduser().is_dir():
-        return layout.read(Path(root).expanduser(), split)
+    with_splits = [layout for layout in _FOLDERS if layout.name == name and layout.splits]
+    if root and with_splits and Path(root).expanduser().is_dir():
+        return with_splits[0].read(Path(root).expanduser(), split)
     raise DataError(f"{name}:{rest}: no such file or folder")
 
 

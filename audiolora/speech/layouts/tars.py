@@ -103,7 +103,7 @@ def _rows(path: Path) -> Iterator[Row | str]:
     samples, faults = _index(path)
     yield from (f"{path.name}: {fault}" for fault in faults)
     for key, sample in samples.items():
-        where = f"{path.name}: {key}"
+        where = f"{path.name} key {key}"
         if fault := sample.get("fault"):
             yield f"{where}: {fault}"
         else:
@@ -143,7 +143,7 @@ def _scan(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 _note(members, tar, member)
-                tar.members = []  # tarfile keeps every header it has read
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has read
     except (tarfile.TarError, OSError) as error:
         faults.append(f"breaks off or is no tar ({error}); {len(members)} clips before that were found; fetch it again")
     return {key: _sample(suffixes) for key, suffixes in members.items()}, faults

@@ -16,6 +16,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 import audiolora
 from audiolora.cli import app as cli
 from audiolora.cli import run_app
+from audiolora.edge import Session
 from audiolora.speech.audio import read_audio
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
@@ -131,3 +132,46 @@ def test_a_head_of_the_adapter_s_own_is_merged_too(tmp_path: Path, said: Any) ->
 def test_a_model_that_is_nowhere_is_told(there: Path, said: Any, name: str) -> None:
     told = said("transcribe", there / "clips", "--model", name)
     assert told.status == 2 and name in told.err and "HF_HUB_OFFLINE" in told.err
+
+
+@pytest.mark.slow
+def test_an_exported_run_writes_the_same_texts_on_the_device(there: Path, said: Any, tmp_path: Path) -> None:
+    save_run(there / "other", there / "base", targets="conv", seed=5)
+    told = said("export", there / "run", there / "other", "--out", tmp_path / "bundle")
+    assert told.status == 0, told.err
+    assert said("verify", tmp_path / "bundle", "--self-test").status == 0
+    session = Session(tmp_path / "bundle", threads=1)
+    for run in ("run", "other"):
+        session.load(run)
+        assert session.transcribe(audios(there), 16_000, run) == texts(there, run)
+
+
+@pytest.mark.slow
+def test_an_exported_head_of_its_own(tmp_path: Path, said: Any) -> None:
+    """Another alphabet than the base's, and another size; the bundle's base has it too."""
+    root = place(tmp_path)
+    save_run(root / "spanish", root / "base", vocabulary=Vocabulary(tuple("abcdeñ")))
+    assert "one of its base, 32 outputs; a bundle has one shape of it" in (
+        said("export", root / "run", root / "spanish", "--out", root / "both").err
+    )
+    told = said("export", root / "spanish", "--out", root / "bundle")
+    assert told.status == 0, told.err
+    session = Session(root / "bundle", threads=1)
+    session.load("spanish")
+    assert session.manifest.task.vocabulary == ("<pad>", "<unk>", "|", *"abcdeñ")
+    written = session.transcribe(audios(root), 16_000, "spanish")
+    assert written == texts(root, "spanish") and set("".join(written)) <= set("abcdeñ ")
+
+
+def test_what_is_not_exported_is_told(there: Path, said: Any, tmp_path: Path) -> None:
+    save_base(tmp_path / "base", num_hidden_layers=1)
+    save_run(tmp_path / "shallow", tmp_path / "base")
+    told = said("export", there / "run", tmp_path / "shallow", "--out", tmp_path / "bundle")
+    assert told.status == 2 and "a bundle has one base: export them apart" in told.err
+    told = said("export", there / "run", "--out", tmp_path / "bundle", "--shape", "1,4000")
+    assert told.status == 2 and "speech runs know what they take" in told.err
+    save_base(tmp_path / "bert", "Wav2Vec2BertForCTC")
+    save_run(tmp_path / "mel", tmp_path / "bert")
+    told = said("export", tmp_path / "mel", "--out", tmp_path / "bundle")
+    assert told.status == 2 and "hears log-mel features, which audiolora.edge does not compute" in told.err
+    assert not (tmp_path / "bundle").exists()

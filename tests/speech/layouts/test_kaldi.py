@@ -130,7 +130,7 @@ def test_every_bad_line_is_told(folder):
         ("train/text row 7", "the segment ends at 1 s, and starts at 2 s"),
         ("train/segments row 7", "must be 'UTTERANCE RECORDING START END'"),
     ]:
-        assert any(one.startswith(where) and fault in one for one in problems), fault
+        assert any(str(one).startswith(where) and fault in str(one) for one in problems), fault
     assert len(problems) == 10
 
 

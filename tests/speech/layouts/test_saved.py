@@ -109,7 +109,7 @@ def test_some_clips_are_files_and_some_lie_in_the_table(tmp_path):
     utterances, problems = read_all(tmp_path / "x.parquet")
     assert utterances[0].audio == ParquetCell(tmp_path / "x.parquet", 0, 0, "audio.bytes")
     assert utterances[1].audio == tmp_path / "b.flac" and len(utterances) == 2
-    assert len(problems) == 1 and problems[0].startswith("x.parquet row 2: column 'audio' must hold")
+    assert len(problems) == 1 and str(problems[0]).startswith("x.parquet row 2: column 'audio' must hold")
 
 
 def test_plain_binary_columns_and_decoded_ones(tmp_path):
