@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-programs test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -110,6 +110,21 @@ test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster
 	$(TEST_ENV) .venv-ray/bin/python -m pytest -m "slow or not slow" tests/series/test_fleet_ray.py \
 		tests/comparison/test_on_ray.py
 
+# The extra, and what its texts and scores are compared with: pyctcdecode (which asks for numpy below 2, and runs with 2)
+# and KenLM's own Python, as a wheel.
+.venv-lm/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-lm
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-lm/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	.venv-lm/bin/python -m pip install --quiet --no-deps -c constraints.txt ctc-beam-decoder pyctcdecode==0.5.0 \
+		pygtrie==2.6.2 camel-kenlm==2026.2.7 whisper-normalizer more-itertools==11.2.1 \
+		indic-numtowords==1.1.0 text2num==3.1.0
+	@touch $@
+
+test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyctcdecode: an environment of its own
+	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py \
+		tests/speech/test_normalizing.py tests/speech/ctc/test_ngrams.py
+
 # Other programs that run Whispers, in an environment of their own that sees .venv's packages.
 .venv-programs/.ready: $(READY) tests/programs/requirements.txt
 	$(PYTHON) -m venv --clear .venv-programs
@@ -173,5 +188,5 @@ demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for e
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-programs .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-lm .venv-programs .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

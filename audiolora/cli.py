@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from audiolora.bundle_commands import export, keys, verify
+from audiolora.compare_commands import compare
 from audiolora.data_commands import data_app
 from audiolora.sharing_commands import convert, push
 from audiolora.speech_commands import merge, transcribe
@@ -121,7 +122,7 @@ def inspect(run: Path, /) -> None:
     raise ValueError(f"{run} holds neither a run nor an adapter ({found}); name a folder such as runs/demo")
 
 
-for _command in (transcribe, merge, convert, push, data_app, export, verify, keys):
+for _command in (transcribe, merge, compare, convert, push, data_app, export, verify, keys):
     app.command(_command)
 
 

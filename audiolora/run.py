@@ -6,6 +6,7 @@ runs/NAME/  settings.json   what was asked for; a run only continues under the s
             training/       checkpoints to resume from
             adapter/        speech: the adapter in PEFT's format, with its model card
             base/, devices/ series: the base, and a folder a device with its adapters and forecasts
+            texts.jsonl     speech: each test utterance with its texts, zero-shot and adapted
             metrics.jsonl   the training history
             summary.json    the figures; written last: a run that has it is finished
             report.html     the same figures to look at

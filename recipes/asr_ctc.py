@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -38,6 +39,7 @@ def main(
     r_ffn: int = 0,
     freeze: Literal["none", "features"] = "none",
     training: Annotated[CtcTrainingSettings, Parameter(name="*")] = CtcTrainingSettings(),  # noqa: B008
+    decoding: Annotated[CtcDecoding, Parameter(name="*")] = CtcDecoding(),  # noqa: B008
     test: int | float | None = None,
     dev: int | float | None = None,
     audio_column: str = "audio",
@@ -52,8 +54,7 @@ def main(
         model: a hub name, a local directory, or scratch:spoken-digits: a small one, trained here from scratch and kept.
         data: a manifest, a folder, a corpus as it unpacks, tar shards, Parquet, hf:NAME (docs/speech/data.md), or a
             built-in set: prompts-en, -es, -fr, -it, -ru, spoken-digits.
-        channel: simulated acoustic channels, left to right, joined by commas: invert, ssb+500Hz, rate1.8, gsm, mulaw,
-            lowpass1000, noise10dB, babble5dB.
+        channel: simulated: invert, ssb+500Hz, rate1.8, gsm, mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
         language: code of the language spoken (en, es, tr): how its letters fold; taken from a built-in set's name.
         vocabulary: keep the model's alphabet; or new, a head for that of your texts, trained and saved with adapters.
@@ -95,8 +96,7 @@ def main(
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, vocabulary=vocabulary)
     asked |= {"method": method, "r": ranks, "freeze": freeze, "test": test, "dev": dev, **asdict(training)}
-    process = this_process()
-    run = open_together(out / name, asked, fresh=fresh)
+    process, run = this_process(), open_together(out / name, asked | asdict(decoding), fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 
@@ -120,7 +120,7 @@ def main(
     # Zero-shot.
     seconds, start = {}, time.monotonic()
     ctc.model.to(process.device)
-    before = zero_shot(run, ctc.model, ctc.processor, heard, by=transcribe_ctc)
+    before = zero_shot(run, ctc.model, ctc.processor, heard, by=transcribe_ctc, decoder=decoding)
     seconds["zero_shot"] = time.monotonic() - start
 
     # The adapters, and their training.
@@ -134,7 +134,7 @@ def main(
 
     # The same held-out clips again; then what the run leaves.
     start = time.monotonic()
-    after = transcribe_together(adapted, ctc.processor, heard, by=transcribe_ctc)
+    after = transcribe_together(adapted, ctc.processor, heard, by=transcribe_ctc, decoder=decoding)
     seconds["adapted"], spell = time.monotonic() - start, spelling(ctc.processor, language=language)
     if not process.is_main_process:
         return None

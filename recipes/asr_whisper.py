@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
 from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
+from audiolora.speech.normalizing import Rules
 from audiolora.speech.settings import TrainingSettings
 from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
 
@@ -31,6 +32,7 @@ def main(
     channel: str = "clean",
     name: str = "whisper",
     texts: Annotated[WhisperTexts, Parameter(name="*")] = WhisperTexts(),  # noqa: B008
+    normalize: Rules = "auto",
     method: Literal["lora", "dora"] = "lora",
     r_conv: int = 32,
     r_attention: int = 4,
@@ -55,7 +57,7 @@ def main(
         channel: simulated acoustic channels to put the data through, left to right: invert, ssb+500Hz, rate1.8, gsm,
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
-        method: lora, or dora.
+        normalize: rules for texts to compare: auto (whisper for English, else basic), whisper, basic, language or none.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
@@ -90,7 +92,8 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks, base_bits=base_bits)
-    asked |= {"test": test, "dev": dev, **asdict(training), **asdict(texts), "decoding": asdict(decoding)}
+    asked |= {"test": test, "dev": dev, "normalize": normalize, "decoding": asdict(decoding)}
+    asked |= {**asdict(training), **asdict(texts)}
     process = this_process()
     run = open_together(out / name, asked, fresh=fresh)
     if run.finished:
@@ -103,15 +106,12 @@ def main(
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     read = read_all(data, audio_column=audio_column, text_column=text_column)
     utterances, language = set_languages(whisper.model, whisper.processor, read.utterances, texts)
-    normalize = text_normalizer(whisper.processor, compared_as(utterances))
+    compared_by = text_normalizer(whisper.processor, compared_as(utterances), normalize)
     utterances = check_for_whisper(
-        read._replace(utterances=utterances),
-        whisper,
-        normalize,
-        stretch=sound.stretch,
+        read._replace(utterances=utterances), whisper, compared_by, stretch=sound.stretch,
         bad_rows=run.folder / "bad_rows.tsv",
         skip_bad=skip_bad or data in BUILTIN,  # a few prompts are longer than the 30 s that Whisper hears at once
-    )
+    )  # fmt: skip
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
     keep_split(split, run.folder / "split.json")
@@ -140,7 +140,7 @@ def main(
     seconds["adapted"] = time.monotonic() - start
     if not process.is_main_process:
         return None
-    outcome = speech_run.Outcome(run, whisper, info, split, heard, normalize, before, after, history, seconds)
+    outcome = speech_run.Outcome(run, whisper, info, split, heard, compared_by, before, after, history, seconds)
     save_adapter(adapted, run.adapter, info, speech_run.card(outcome))
     speech_run.leave(outcome, audiolora.inspect(adapted))
     return speech_run.show(run)

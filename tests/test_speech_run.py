@@ -20,7 +20,9 @@ from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.channels import parse_channel
 from audiolora.speech.clips import Clips
 from audiolora.speech.manifests import Utterance
+from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.results import read_texts
 from audiolora.speech.split import Split
 
 REFERENCES = ["press one now", "goodbye"]
@@ -45,7 +47,7 @@ def outcome(tmp_path: Path, *, channel: str = "invert", data: str = "calls.csv",
         "info": AdapterInfo("tiny", "abc", "auto", None),
         "split": Split(train=(), dev=(), test=tuple(utterances)),
         "heard": Clips(utterances, parse_channel(channel)),
-        "normalize": str.lower,
+        "normalize": Normalizer("basic"),
         "before": ["press two", "good bye"],
         "after": ["Press one now", "good"],
         "history": [{"loss": 2.0, "step": 5}, {"eval_loss": 1.5, "step": 6}],
@@ -73,6 +75,17 @@ def test_the_figures_counted_by_hand(tmp_path):
     assert (made.run.folder / "metrics.jsonl").read_text() == '{"loss": 2.0, "step": 5}\n'
 
 
+def test_the_texts_are_kept(tmp_path):
+    made = outcome(tmp_path)
+    speech_run.leave(made, INSPECTION)
+    before, after = read_texts(made.run.folder)
+    assert {name: text.text for name, text in before.texts.items()} == {"clip0": "press two", "clip1": "good bye"}
+    assert {name: text.text for name, text in after.texts.items()} == {"clip0": "Press one now", "clip1": "good"}
+    assert [text.reference for text in after.texts.values()] == REFERENCES
+    assert after.texts["clip0"].compared == ("press one now", "press one now")
+    assert after.normalize == {"rules": "basic", "language": None, "spellings": 0}
+
+
 def test_the_summary_is_written_last(tmp_path, monkeypatch):
     made, there = outcome(tmp_path), []
     write = Run.write
@@ -82,7 +95,9 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
         lambda run, name, value: (there.extend(p.name for p in run.folder.iterdir()), write(run, name, value)),
     )
     speech_run.leave(made, INSPECTION)
-    assert {"report.html", "metrics.jsonl", "adapter", "settings.json"} <= set(there) and "summary.json" not in there
+    assert {"report.html", "metrics.jsonl", "texts.jsonl", "adapter", "settings.json"} <= set(
+        there
+    ) and "summary.json" not in there
 
 
 def test_what_was_left_is_shown(tmp_path, capsys):
@@ -139,5 +154,5 @@ def test_what_training_and_test_share_is_said(tmp_path, given):
     said = replace(two, id="other", text=one.text if given else "something else")
     text = speech_run.card(replace(made, split=Split(train=(said,), dev=(), test=(one,))))
     assert ("No test sentence occurs in the training part." in text) is not given
-    assert ("Train and test share 1 sentences (1 of 1 utterances of test)" in text) is given
-    assert ("Train and test share 1 speakers" in text) is given and ("may be the same" in text) is not given
+    assert ("Train and test share 1 sentence (1 of 1 utterances of test)" in text) is given
+    assert ("Train and test share 1 speaker (" in text) is given and ("may be the same" in text) is not given

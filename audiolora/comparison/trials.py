@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from audiolora.bootstrap import bootstrap_ratio
 from audiolora.files import write_json
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -171,20 +170,8 @@ def _errors(trials: Sequence[Trial]) -> np.ndarray:
 
 
 def _interval(errors: np.ndarray, weights: np.ndarray, seed: int) -> Interval:
-    from scipy.stats import bootstrap
-
-    def rate(e: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
-        return e.sum(axis=axis) / w.sum(axis=axis)
-
-    mean = errors.mean(0)
-    value = float(rate(mean, weights))
-    if len(mean) == 1:  # one unit has no spread to resample
-        return Interval(value, value, value)
-    found = bootstrap(
-        (mean, weights), rate, paired=True, vectorized=True, method="percentile", n_resamples=_RESAMPLES,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Interval(value, float(found.low), float(found.high))
+    found = bootstrap_ratio(errors.mean(0), weights, seed=seed)
+    return Interval(found.value, found.low, found.high)
 
 
 def _trial(path: Path) -> Trial:

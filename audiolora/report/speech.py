@@ -287,7 +287,7 @@ def _card(
         edits = word_differences(report.normalize(clip.reference), report.normalize(text))
         limit = errors.words + _SPARE_WORDS
         shown, folded = edits[:limit], edits[limit:]
-        return _Hypothesis(label, css_class, errors, _runs(shown), _runs(folded), len(folded))
+        return _Hypothesis(label, css_class, errors, joined_edits(shown), joined_edits(folded), len(folded))
 
     def player(audio: np.ndarray) -> str:
         return audio_data_uri(audio, SAMPLE_RATE_HZ, codec=codec)
@@ -305,7 +305,7 @@ def _card(
     )
 
 
-def _runs(edits: Sequence[Edit]) -> list[Edit]:
+def joined_edits(edits: Sequence[Edit]) -> list[Edit]:
     """Neighbouring edits of one kind joined: a wrong phrase reads better whole than word by word."""
     return [
         Edit(kind, " ".join(e.reference for e in run), " ".join(e.hypothesis for e in run))

@@ -15,7 +15,9 @@ from audiolora.report.table import print_summary
 from audiolora.speech.augmentation import augmentation_facts
 from audiolora.speech.card import model_card
 from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
+from audiolora.speech.normalizing import Normalizer
 from audiolora.speech.prompts import BUILTIN
+from audiolora.speech.results import keep_texts
 from audiolora.speech.split import shared
 
 if TYPE_CHECKING:
@@ -116,7 +118,12 @@ def about_whisper(outcome: Outcome) -> About:
 def about_ctc(outcome: Outcome) -> About:
     """Of a CTC model: its alphabet, and that it was decoded greedily."""
     info: Any = outcome.info
+    settings = outcome.run.settings
+    searched = {name: settings[name] for name in ("beam_width", "lm", "hotwords") if settings.get(name)}
     notes = ["Texts are the best token of each frame, without a language model."]
+    if searched.get("beam_width", 0) != 1 and searched:
+        how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in searched.items())
+        notes = [f"Texts are those of a beam search ({how}), zero-shot and adapted alike."]
     if info.new_head:
         notes.append(
             "The output layer was new, for another alphabet than the base's, and was trained with the adapter: before "
@@ -208,6 +215,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             language=outcome.about.language,
         ),
     )
+    keep_texts(run.folder, outcome.heard.utterances, outcome.before, outcome.after, outcome.normalize)
     run.write(
         "summary.json",
         {
@@ -226,6 +234,7 @@ def leave(outcome: Outcome, inspection: Inspection) -> None:
             "base": {"name": outcome.base.name, "origin": outcome.base.origin},
             "adapter": asdict(outcome.info),
             "settings": dict(run.settings),
+            "normalize": _rules(outcome),
             "versions": {
                 name: importlib.metadata.version(name) for name in ("audiolora", "torch", "peft", "transformers")
             },
@@ -249,6 +258,13 @@ def show(run: Run) -> None:
             ("merge it", f"audiolora merge {run.folder} --out DIRECTORY"),
         ],
     )
+
+
+def _rules(outcome: Outcome) -> dict[str, Any]:
+    """Of what texts are compared by: a CTC model's are spelled in its alphabet."""
+    if isinstance(outcome.normalize, Normalizer):
+        return outcome.normalize.record()
+    return {"rules": "alphabet", "language": outcome.info.language, "spellings": 0}
 
 
 def _rates(raw: dict[str, Any]) -> ErrorRates:

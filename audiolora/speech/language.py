@@ -1,6 +1,6 @@
 """The language spoken: what Whisper's tokenizer and the error rates need to know of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 from audiolora.speech.decoding import WhisperTexts
 from audiolora.speech.labels import check_stamps
 from audiolora.speech.language_tokens import is_multilingual, language_code
+from audiolora.speech.normalizing import Normalizer, Rules
 from audiolora.speech.prompts import BUILTIN
 from audiolora.speech.rows import DataError
 from audiolora.speech.utterance import Utterance
@@ -121,11 +122,13 @@ def compared_as(utterances: Sequence[Utterance]) -> str | None:
     return others[0] if others else None
 
 
-def text_normalizer(processor: Any, language: str | None) -> Callable[[str], str]:
-    """Whisper's own normalisation before words are compared (Radford et al., appendix C).
+def text_normalizer(processor: Any, language: str | None, rules: Rules = "auto") -> Normalizer:
+    """What texts of a Whisper are compared by; English goes by its own table of spellings.
 
-    English has its own rules (numbers, spelling, contractions); others the basic ones (case, punctuation).
+    Args:
+        processor: its ``WhisperProcessor``.
+        language: of the texts; None for an English-only Whisper's.
+        rules: see `normalizing.Rules`.
     """
-    if language in (None, "en", "english"):
-        return processor.tokenizer.normalize
-    return processor.tokenizer.basic_normalize
+    spellings = getattr(processor.tokenizer, "english_spelling_normalizer", None)
+    return Normalizer(rules, language or "en", spellings or {})

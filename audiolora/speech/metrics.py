@@ -12,13 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    import numpy as np
-
-# Bounds the bootstrap's index matrix to 16 MB whatever the size of the test set.
-_BOOTSTRAP_BATCH_ELEMENTS = 2_000_000
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class ErrorRates:
 
     Attributes:
         wer: word error rate, percent; above 100 when a model inserts more than it gets right.
-        cer: character error rate, percent, spaces counted.
+        cer: character error rate, percent, spaces counted; not where the language has none (`Normalizer.unspaced`).
         substitutions, insertions, deletions, hits: counts of words.
         reference_words: words in all references: hits + substitutions + deletions.
         utterances: how many utterances were scored; None where it is not known.
@@ -156,7 +150,7 @@ def error_rates(
         raise ValueError(f"resamples must be positive, got {resamples}; try resamples=2000")
     spoken, written = _normalized_pairs(references, hypotheses, normalize)
     words = _count(jiwer.process_words(spoken, written).alignments)
-    characters = _count(jiwer.process_characters(spoken, written).alignments)
+    characters = _count(jiwer.process_characters(*_characters(spoken, written, normalize)).alignments)
     return ErrorRates(
         wer=_ratio_interval(words, confidence, resamples, seed),
         cer=_ratio_interval(characters, confidence, resamples, seed),
@@ -190,6 +184,21 @@ def utterance_errors(
     import jiwer
 
     return _count(jiwer.process_words(*_normalized_pairs(references, hypotheses, normalize)).alignments)
+
+
+def character_errors(
+    references: Sequence[str], hypotheses: Sequence[str], *, normalize: Callable[[str], str]
+) -> list[UtteranceErrors]:
+    """Character errors of each utterance: what `utterance_errors` counts of words; arguments as there.
+
+    Example:
+        >>> [u.errors for u in character_errors(["press one", "bye"], ["press ono", "bye"], normalize=str.lower)]
+        [1, 0]
+    """
+    import jiwer
+
+    spoken, written = _characters(*_normalized_pairs(references, hypotheses, normalize), normalize)
+    return _count(jiwer.process_characters(spoken, written).alignments)
 
 
 def word_differences(reference: str, hypothesis: str) -> list[Edit]:
@@ -267,6 +276,14 @@ def _normalized_pairs(
     return spoken, written
 
 
+def _characters(spoken: list[str], written: list[str], normalize: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """Normalised texts as their characters are counted."""
+    if not getattr(normalize, "unspaced", False):
+        return spoken, written
+    # Characters set apart, to be counted as words: the spaces are no text.
+    return [text.replace(" ", "") for text in spoken], [text.replace(" ", "") for text in written]
+
+
 def _count(alignments: Sequence[Sequence[Any]]) -> list[UtteranceErrors]:
     """Errors of each utterance, from jiwer's alignment of words or of characters."""
     counted = []
@@ -280,27 +297,10 @@ def _count(alignments: Sequence[Sequence[Any]]) -> list[UtteranceErrors]:
 
 def _ratio_interval(counts: Sequence[UtteranceErrors], confidence: float, resamples: int, seed: int) -> Interval:
     """Σ errors / Σ reference units in percent, with its bootstrap interval over utterances."""
-    import numpy as np
-    from scipy.stats import bootstrap
+    from audiolora.bootstrap import bootstrap_ratio
 
-    errors = np.array([c.errors for c in counts], dtype=np.float64)
-    units = np.array([c.words for c in counts], dtype=np.float64)
-
-    def rate(e: np.ndarray, u: np.ndarray, axis: int = -1) -> np.ndarray:
-        return 100.0 * e.sum(axis=axis) / u.sum(axis=axis)
-
-    value = float(rate(errors, units))
-    if len(counts) == 1:
-        return Interval(value, value, value)
-    result = bootstrap(
-        (errors, units),
-        rate,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(counts)),
-        rng=np.random.default_rng(seed),
-    )
-    return Interval(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    found = bootstrap_ratio(
+        [100 * c.errors for c in counts], [c.words for c in counts],
+        confidence=confidence, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    return Interval(found.value, found.low, found.high)

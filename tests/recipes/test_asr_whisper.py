@@ -117,7 +117,7 @@ def assert_nothing_looks_whole(run: Path) -> None:
 def test_a_run_leaves_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        *("adapter", "training", "settings.json", "split.json", "before.json"),
+        *("adapter", "training", "settings.json", "texts.jsonl", "split.json", "before.json"),
         *("metrics.jsonl", "summary.json", "report.html"),
     }
     assert (finished / "metrics.jsonl").read_text() == (finished / "training" / "metrics.jsonl").read_text()

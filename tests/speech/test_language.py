@@ -58,4 +58,4 @@ def test_texts_are_normalised_by_whispers_own_rules(english):
     text = "Mr. Smith's COLOUR can't be twenty-one, Città!"
     for language in (None, "en", "english"):
         assert text_normalizer(english.processor, language)(text) == EnglishTextNormalizer({"colour": "color"})(text)
-    assert text_normalizer(english.processor, "it")(text) == BasicTextNormalizer()(text)
+    assert text_normalizer(english.processor, "it")(text) == BasicTextNormalizer()(text).strip()

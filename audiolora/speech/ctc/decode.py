@@ -12,6 +12,7 @@ from torch import nn
 
 from audiolora.speech.audio import SAMPLE_RATE_HZ
 from audiolora.speech.ctc.collate import ctc_features
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.frames import FrameCount, ctc_network, hears_padding
 
 Decoder = Callable[[np.ndarray], str]
@@ -23,7 +24,7 @@ def transcribe_ctc(
     processor: Any,
     audios: Sequence[np.ndarray],
     *,
-    decoder: Decoder | None = None,
+    decoder: Decoder | CtcDecoding | None = None,
     batch_size: int = 8,
     progress: bool = True,
     names: Sequence[str] | None = None,
@@ -36,7 +37,7 @@ def transcribe_ctc(
         model: a CTC model, bare or wrapped; its train/eval modes are left as they were.
         processor: its feature extractor and tokenizer.
         audios: clips (L,), 16 kHz, mono, float.
-        decoder: from a clip's log-probabilities to its text, such as a beam search; None for `GreedyDecoder`.
+        decoder: from a clip's log-probabilities to its text, such as a beam search, or how to decode; None: greedily.
         batch_size: clips a batch.
         progress: show a progress bar on stderr.
         names: what error messages call the clips, for example their files.
@@ -51,6 +52,10 @@ def transcribe_ctc(
         >>> transcribe_ctc(ctc.model, ctc.processor, [samples])  # doctest: +SKIP
         ['seven']
     """
+    if isinstance(decoder, CtcDecoding):
+        from audiolora.speech.ctc.beam import ctc_decoder
+
+        decoder = ctc_decoder(decoder, processor.tokenizer)
     decode = decoder or GreedyDecoder(processor.tokenizer)
     texts = [""] * len(audios)
     for index, log_probs in ctc_log_probs(
