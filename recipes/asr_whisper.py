@@ -58,6 +58,7 @@ def main(
             mulaw, lowpass1000, noise10dB, babble5dB; joined by commas.
         name: of the run; everything goes to OUT/NAME.
         normalize: rules for texts to compare: auto (whisper for English, else basic), whisper, basic, language or none.
+        method: lora, or dora.
         r_conv: rank in the encoder's convolutions; 0 leaves them alone.
         r_attention: rank in the query and value projections; 0 leaves them alone.
         r_ffn: rank in the feed-forward layers; 0 leaves them alone.
@@ -100,8 +101,7 @@ def main(
         return speech_run.show(run)
 
     # The model and the speech; every clip is read once and every fault named before anything is trained.
-    sound = parse_channel(channel)
-    whisper = load_whisper(model, log=process.print)
+    sound, whisper = parse_channel(channel), load_whisper(model, log=process.print)
     quantize_base(whisper.model, base_bits)
     audiolora.lora_config(whisper.model, method, r=ranks, targets=list(ranks))  # a wrong rank is told now
     read = read_all(data, audio_column=audio_column, text_column=text_column)
