@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.decoding import WhisperDecoding
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
 
@@ -26,6 +27,7 @@ def transcribe(
     context: Literal["auto", "full"] | None = None,
     piece: float | None = None,
     decoding: Annotated[WhisperDecoding, Parameter(name="*")] = WhisperDecoding(),  # noqa: B008
+    ctc: Annotated[CtcDecoding, Parameter(name="*")] = CtcDecoding(),  # noqa: B008
     timestamps: Flag = False,
     words: Flag = False,
     batch_size: int = 8,
@@ -41,7 +43,7 @@ def transcribe(
 
     Args:
         audio: audio files (WAV, FLAC, OGG, Opus, MP3, AIFF, AU), and folders, which are searched for them.
-        adapter: a run's folder such as runs/demo, or its adapter's.
+        adapter: a run's folder such as runs/demo, its adapter's, or a name on the hub such as user/calls@v1.
         model: instead of an adapter: a hub name, the folder of a merged or other Whisper or CTC model, an OpenAI .pt
             file, or scratch:spoken-digits, a small wav2vec2 trained here.
         base: another place for the weights that the adapter was trained over, such as a local folder.
@@ -78,7 +80,7 @@ def transcribe(
     if bad and not (skip_bad and good):
         remedy = "nothing is left to transcribe" if skip_bad else "mend them, or leave them out with --skip-bad"
         raise ValueError(f"{len(bad)} of {len(files)} files cannot be transcribed; {remedy}")
-    wanted = Wanted(language, context, piece, decoding, timestamps, words, captions, batch_size)
+    wanted = Wanted(language, context, piece, decoding, timestamps, words, captions, batch_size, ctc)
     said = _transcriber(adapter, model, base, wanted)([recording for _, recording in good])
     transcripts = [Transcript(path, one) for (path, _), one in zip(good, said, strict=True)]
     if captions and len(files) > 1 and out is not None:
@@ -94,15 +96,17 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
     The merged model is loaded again and compared with the adapted one; where they differ, nothing is left.
 
     Args:
-        run: a run's folder such as runs/demo, or its adapter's.
+        run: a run's folder such as runs/demo, its adapter's, or a name on the hub such as user/calls@v1.
         out: the folder to write.
         base: another place for the weights that the adapter was trained over, such as a local folder.
         overwrite: replace the model that is in the folder.
     """
     prepare_transformers()
     from audiolora.speech.ctc.adapter import is_ctc_adapter
+    from audiolora.speech.hub import local_adapter
     from audiolora.speech.merging import merge_adapter
 
+    run = local_adapter(run)
     if is_ctc_adapter(run):
         return _merge_ctc(run, out, base, overwrite)
     merged = merge_adapter(run, out, base=base, overwrite=overwrite, log=say)
@@ -157,8 +161,10 @@ def _transcriber(adapter: Path | None, name: str | None, base: str | None, wante
     """What turns recordings into transcriptions, by what the adapter or model is."""
     prepare_transformers()
     from audiolora.speech.ctc.applying import is_ctc
+    from audiolora.speech.hub import local_adapter
     from audiolora.speech.transcribers import ctc_transcriber, whisper_transcriber
 
+    adapter = None if adapter is None else local_adapter(adapter)
     if is_ctc(adapter, name):
         return ctc_transcriber(adapter, name, base, wanted, say)
     return whisper_transcriber(adapter, name, base, wanted, say)

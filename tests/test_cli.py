@@ -166,6 +166,8 @@ def test_a_multilingual_adapter_keeps_its_language(
     assert audiolora("transcribe", place.clips[0], "--adapter", run).out == f"{italian}\n"
     warned = audiolora("transcribe", place.clips[0], "--adapter", run, "--language", "ru")
     assert warned.out == f"{russian}\n" and "trained on language it, decoded as ru" in warned.err
+    of_ctc = audiolora("transcribe", place.clips[0], "--adapter", run, "--beam-width", "8")
+    assert of_ctc.status == 2 and "is a Whisper; leave it out" in of_ctc.err
     unknown = audiolora("transcribe", place.clips[0], "--adapter", run, "--language", "itt")
     assert unknown.status == 2 and "'itt'" in unknown.err
 

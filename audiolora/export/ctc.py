@@ -1,8 +1,8 @@
 """CTC models of the wav2vec2 family as one graph: a waveform in, logits of each frame out.
 
-The graph is transformers' own forward. Where the model hears through its padding (group norm), a clip runs alone; where
-it does not (layer norm) and its feature extractor gives attention masks, the graph takes the clips' lengths in samples
-and makes the mask itself.
+The graph is transformers' own forward. Where the model hears the padding behind a clip (group norm; data2vec, SEW and
+Conformer in any case), a clip runs alone; where it does not and its feature extractor gives attention masks, the graph
+takes the clips' lengths in samples and makes the mask itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from audiolora.export.ctc_settings import LENGTHS, CtcSettings
 from audiolora.export.parts import Part
 from audiolora.export.prepared import Prepared
 from audiolora.export.slots import inner_network
+from audiolora.speech.ctc.frames import hears_padding
 
 FAMILIES = (
     "Wav2Vec2ForCTC",
@@ -97,8 +98,7 @@ def ctc_task(model: nn.Module, processor: Any, *, drop: Sequence[str] = ()) -> C
     return CtcSettings(
         sample_rate_hz=int(extractor.sampling_rate),
         normalized=bool(extractor.do_normalize),
-        # Group norm's statistics are over the padding too, whatever the mask: such a model takes one clip at a time.
-        masked=bool(extractor.return_attention_mask) and getattr(config, "feat_extract_norm", "layer") == "layer",
+        masked=not hears_padding(net, extractor),  # a model that does takes one clip at a time
         convolutions=_convolutions(config),
         fewest_frames=int(getattr(config, "squeeze_factor", 1)),
         vocabulary=vocabulary,

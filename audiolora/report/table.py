@@ -104,4 +104,4 @@ def _caption(rows: Sequence[tuple[str, ErrorRates]]) -> str:
     if first.utterances is not None:
         scored += f" in {first.utterances} utterances"
     change = relative_reduction(first.wer.value, last.wer.value) if len(rows) == 2 else None
-    return scored if change is None else f"{scored}\nword error rate {-change:+.1f} % relative"
+    return scored if change is None else f"{scored}\nword error rate {0.0 - change:+.1f} % relative"

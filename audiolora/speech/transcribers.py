@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.decoding import WhisperDecoding
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Wanted:
         words: times of words.
         times: some times at least: timestamps where they can be had, else words.
         batch_size: pieces decoded at once.
+        ctc: how a CTC model's frames become text.
     """
 
     language: str | None = None
@@ -43,6 +45,7 @@ class Wanted:
     words: bool = False
     times: bool = False
     batch_size: int = 8
+    ctc: CtcDecoding = CtcDecoding()  # noqa: RUF009
 
 
 def whisper_transcriber(
@@ -67,6 +70,9 @@ def whisper_transcriber(
     from audiolora.speech.merging import read_merged
     from audiolora.speech.weights import load_whisper
 
+    if wanted.ctc != CtcDecoding():
+        asked = "--beam-width, --lm, --hotwords and the like"
+        raise ValueError(f"{asked}: a CTC model's, and {adapter or name} is a Whisper; leave it out")
     info: AdapterInfo | MergedInfo | None
     if adapter is not None:
         model, whisper, info = load_adapted(adapter, base=base, log=log)
@@ -108,8 +114,10 @@ def ctc_transcriber(
     asked["beams, --fallback, --prompt and the like"] = wanted.decoding != WhisperDecoding()
     for option in [option for option, given in asked.items() if given]:
         raise ValueError(f"--{option}: Whisper's, and {adapter or name} is a CTC model; leave it out")
-    options = {"language": wanted.language, "context": wanted.context, "batch_size": wanted.batch_size}
-    decode = ctc_decoder(adapter, name, base, **options, log=log)  # type: ignore[arg-type]
+    decode = ctc_decoder(
+        adapter, name, base, language=wanted.language, context=wanted.context, batch_size=wanted.batch_size,
+        decoding=wanted.ctc, log=log,
+    )  # fmt: skip
     return lambda recordings: [_by_pieces(recording, decode, wanted.piece_s or 30.0) for recording in recordings]
 
 

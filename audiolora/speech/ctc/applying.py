@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolora.packages import Log
+from audiolora.speech.ctc.decoding import CtcDecoding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,7 @@ def ctc_decoder(
     language: str | None = None,
     context: str | None = None,
     batch_size: int = 8,
+    decoding: CtcDecoding = CtcDecoding(),  # noqa: B008
     log: Log = print,
 ) -> Callable[[Sequence[np.ndarray]], list[str]]:
     """What turns clips into texts, with a run's adapter or a plain CTC model.
@@ -68,6 +70,7 @@ def ctc_decoder(
         base: another place for the adapter's base.
         language, context: Whisper's; a CTC model takes neither.
         batch_size: clips decoded at once.
+        decoding: see `CtcDecoding`.
         log: called with a sentence for each thing worth knowing.
 
     Raises:
@@ -92,7 +95,7 @@ def ctc_decoder(
         loaded = load_ctc(str(name), log=log)
         model = loaded.model
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return lambda audios: transcribe_ctc(model, loaded.processor, audios, batch_size=batch_size)
+    return lambda audios: transcribe_ctc(model, loaded.processor, audios, batch_size=batch_size, decoder=decoding)
 
 
 def _hub_type(name: str) -> str | None:

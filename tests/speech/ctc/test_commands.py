@@ -20,6 +20,7 @@ from audiolora.edge import Session
 from audiolora.speech.audio import read_audio
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
+from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.merging import merge_ctc_adapter
 from audiolora.speech.ctc.vocabulary import Vocabulary
 from audiolora.speech.merging import MergeError
@@ -51,6 +52,15 @@ def texts(root: Path, run: str = "run") -> list[str]:
     """What the library writes with a run's adapter, and greedy decoding by transformers' own tokenizer."""
     model, loaded, _ = load_adapted_ctc(root / run, log=lambda line: None)
     return transcribe_ctc(model.eval(), loaded.processor, audios(root), progress=False)
+
+
+def test_transcribe_decodes_as_asked(there: Path, said: Any) -> None:
+    told = said("transcribe", there / "clips", "--adapter", there / "run", "--json", "--beam-width", "8")
+    model, loaded, _ = load_adapted_ctc(there / "run", log=lambda line: None)
+    by_beams = transcribe_ctc(
+        model.eval(), loaded.processor, audios(there), decoder=CtcDecoding(beam_width=8), progress=False
+    )
+    assert told.status == 0 and [row["text"] for row in json.loads(told.out)] == by_beams
 
 
 def test_transcribe_with_a_run_and_with_its_base(there: Path, said: Any) -> None:
