@@ -107,7 +107,11 @@ def test_version_1_ends_before_the_first_step(alone, tmp_path):
             "FSDP version 1 .*accelerate launch --use_fsdp --fsdp_version 2",
         ),
         (2, lambda: torch.nn.Linear(2, 2), "only adapters are trained over a sharded model"),
-        (2, lambda: audiolora.adapt(audiolora.quantize(torch.nn.Conv1d(2, 2, 1)), r=1), "8 or 4 bits is not sharded"),
+        (
+            2,
+            lambda: audiolora.adapt(audiolora.quantize(torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1))), r=1),
+            "8 or 4 bits is not sharded",
+        ),
     ],
 )
 def test_what_is_not_sharded(version, model, message):
