@@ -59,7 +59,7 @@ test-slow: setup  ## the tests that download, train or take long
 	@touch $@
 
 test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environment of its own
-	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/test_torchaudio_extra.py
+	$(TEST_ENV) .venv-torchaudio/bin/python -m pytest -m "slow or not slow" tests/speech/sound/test_torchaudio_extra.py
 
 .venv-augment/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-augment
@@ -69,8 +69,8 @@ test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environ
 	@touch $@
 
 test-augment: .venv-augment/.ready  ## augmentation with simulated rooms, in an environment of its own
-	$(TEST_ENV) .venv-augment/bin/python -m pytest -m "slow or not slow" tests/speech/test_augmentation.py \
-		tests/speech/test_rooms.py tests/speech/test_effects.py
+	$(TEST_ENV) .venv-augment/bin/python -m pytest -m "slow or not slow" tests/speech/sound/test_augmentation.py \
+		tests/speech/sound/test_rooms.py tests/speech/sound/test_effects.py
 
 # PEFT's tests are in its source distribution alone; of what they import, .venv lacks diffusers. The source is only
 # unpacked, never installed: the tests run against the PEFT in .venv.
@@ -123,7 +123,7 @@ test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster
 
 test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyctcdecode: an environment of its own
 	$(TEST_ENV) .venv-lm/bin/python -m pytest -m "slow or not slow" tests/speech/ctc/test_beam.py \
-		tests/speech/test_normalizing.py tests/speech/ctc/test_ngrams.py
+		tests/speech/texts/test_normalizing.py tests/speech/ctc/test_ngrams.py
 
 # Other programs that run Whispers, in an environment of their own that sees .venv's packages.
 .venv-programs/.ready: $(READY) tests/programs/requirements.txt

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from audiolora.terminal import say
 
 if TYPE_CHECKING:
-    from audiolora.speech.results import Hypotheses
+    from audiolora.speech.texts.results import Hypotheses
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -48,8 +48,8 @@ def compare(
         report: write an HTML page with the utterances that changed most.
     """
     from audiolora.report.compared import as_json, table, write_compared
-    from audiolora.speech.compared import compare as compare_systems
-    from audiolora.speech.normalizing import Normalizer
+    from audiolora.speech.texts.compared import compare as compare_systems
+    from audiolora.speech.texts.normalizing import Normalizer
 
     if report is not None and report.is_dir():
         raise ValueError(f"--report {report} is a folder; name a file such as compared.html")
@@ -78,7 +78,7 @@ def compare(
 
 
 def _systems(runs: tuple[Path, ...], references: Path | None) -> list[Hypotheses]:
-    from audiolora.speech.results import read_text_files, read_texts
+    from audiolora.speech.texts.results import read_text_files, read_texts
 
     if references is not None:
         if len(runs) < 2:

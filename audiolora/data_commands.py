@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
 
 if TYPE_CHECKING:
-    from audiolora.speech.model_limits import ModelLimits
+    from audiolora.speech.checks.model_limits import ModelLimits
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -27,7 +27,7 @@ def data(name: str = "list", /) -> None:
     Args:
         name: of a built-in set such as prompts-en, or list.
     """
-    from audiolora.speech.prompts import BUILTIN, fetch_builtin
+    from audiolora.speech.data.prompts import BUILTIN, fetch_builtin
 
     if name == "list":
         for builtin in BUILTIN.values():
@@ -75,10 +75,10 @@ def check(
     """
     from rich.console import Console
 
-    from audiolora.speech.channels import parse_channel
-    from audiolora.speech.clip_cache import ClipCache
-    from audiolora.speech.data_check import check_data, read_parts
-    from audiolora.speech.findings import write_findings
+    from audiolora.speech.checks.clip_cache import ClipCache
+    from audiolora.speech.checks.data_check import check_data, read_parts
+    from audiolora.speech.data.findings import write_findings
+    from audiolora.speech.sound.channels import parse_channel
 
     for option, path in (("--out", out), ("--bad-rows", bad_rows)):
         if path is not None and path.is_dir():
@@ -113,7 +113,7 @@ def _limits(model: str | None, vocabulary: str | None, language: str | None, max
     """What the options say the clips and texts must be."""
     from dataclasses import replace
 
-    from audiolora.speech.model_limits import ModelLimits, limits_of_model, limits_of_vocabulary
+    from audiolora.speech.checks.model_limits import ModelLimits, limits_of_model, limits_of_vocabulary
 
     if model is not None and vocabulary is not None:
         raise ValueError("--model brings its own vocabulary; give --model or --vocabulary")

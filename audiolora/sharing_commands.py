@@ -34,7 +34,7 @@ def convert(
         overwrite: replace what is there.
     """
     prepare_transformers()
-    from audiolora.speech.conversion import convert_whisper
+    from audiolora.speech.whisper.conversion import convert_whisper
 
     done = convert_whisper(source, out, to, base=base, overwrite=overwrite, log=say)
     use = f"whisper.load_model({str(out)!r})" if to == "openai" else f"faster_whisper.WhisperModel({str(out)!r})"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from audiolora.speech.ctc.decoding import CtcDecoding
-from audiolora.speech.decoding import WhisperDecoding
+from audiolora.speech.whisper.decoding import WhisperDecoding
 from audiolora.terminal import EXIT_LEFT_OUT, prepare_transformers, say, write_result
 
 if TYPE_CHECKING:
+    from audiolora.speech.texts.transcripts import Format
     from audiolora.speech.transcribers import Transcriber, Wanted
-    from audiolora.speech.transcripts import Format
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -62,8 +62,8 @@ def transcribe(
         skip_bad: leave files out that cannot be transcribed, each named with its reason, instead of stopping.
         out: write the texts into this file instead of to stdout.
     """
+    from audiolora.speech.texts.transcripts import Transcript, check_audio_files, find_audio, render, write_captions
     from audiolora.speech.transcribers import Wanted
-    from audiolora.speech.transcripts import Transcript, check_audio_files, find_audio, render, write_captions
 
     layout = _layout(format, json, timestamps, words)
     captions = layout in ("srt", "vtt")
@@ -104,7 +104,7 @@ def merge(run: Path, /, *, out: Path, base: str | None = None, overwrite: Flag =
     prepare_transformers()
     from audiolora.speech.ctc.adapter import is_ctc_adapter
     from audiolora.speech.hub import local_adapter
-    from audiolora.speech.merging import merge_adapter
+    from audiolora.speech.whisper.merging import merge_adapter
 
     run = local_adapter(run)
     if is_ctc_adapter(run):

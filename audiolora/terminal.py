@@ -31,7 +31,7 @@ def prepare_transformers() -> None:
     """Before anything imports it: nothing broken beside it, and none of its own bars and warnings among our lines."""
     import warnings
 
-    from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
+    from audiolora.speech.sound.torchaudio_extra import require_working_torchaudio_or_none
 
     require_working_torchaudio_or_none()
     from transformers.utils import logging

@@ -22,17 +22,18 @@ from cyclopts import run
 from torch.utils.data import DataLoader
 
 import audiolora
-from audiolora.speech.audio import duration_s
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips, WhisperCollator
-from audiolora.speech.context import ContextPolicy, audio_context
-from audiolora.speech.decode import transcribe
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import error_rates
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import split_by_text
-from audiolora.speech.training import train_whisper
-from audiolora.speech.weights import LoadedWhisper, load_whisper
+from audiolora.speech.data.audio import duration_s
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.split import split_by_text
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.collate import WhisperCollator
+from audiolora.speech.whisper.context import ContextPolicy, audio_context
+from audiolora.speech.whisper.decode import transcribe
+from audiolora.speech.whisper.training import train_whisper
+from audiolora.speech.whisper.weights import LoadedWhisper, load_whisper
 
 RESULTS = Path(__file__).parent / "results" / "asr_training.csv"
 MODEL, CHANNEL, LONGEST_S, BATCH = "openai/whisper-tiny.en", "invert", 5.0, 4

@@ -22,7 +22,7 @@ import audiolora
 from audiolora.edge import Network, Session
 from audiolora.export import export
 from audiolora.export.whisper import whisper_parts
-from audiolora.speech.context import audio_context
+from audiolora.speech.whisper.context import audio_context
 
 FRAMES, BATCHES, PAST = (100, 300, 3000), (1, 8), 8
 

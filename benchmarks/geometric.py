@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import audiolora
-from audiolora.speech.prompts import load_spoken_digits
+from audiolora.speech.data.prompts import load_spoken_digits
 
 RESULTS = Path(__file__).parent / "results" / "geometric.csv"
 SPEAKERS = {"train": ("george", "jackson", "lucas"), "dev": ("theo",), "test": ("nicolas", "yweweler")}

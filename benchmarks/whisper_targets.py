@@ -21,17 +21,17 @@ import torch
 from cyclopts import run
 
 import audiolora
-from audiolora.speech.audio import duration_s
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
-from audiolora.speech.decode import transcribe
-from audiolora.speech.language import set_language, text_normalizer
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import error_rates
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import Split, split_by_text
-from audiolora.speech.training import train_whisper
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.data.audio import duration_s
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.split import Split, split_by_text
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.decode import transcribe
+from audiolora.speech.whisper.language import set_language, text_normalizer
+from audiolora.speech.whisper.training import train_whisper
+from audiolora.speech.whisper.weights import load_whisper
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

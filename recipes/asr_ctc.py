@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from audiolora.cli import run_app
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.settings import CtcTrainingSettings
-from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
+from audiolora.speech.sound.torchaudio_extra import require_working_torchaudio_or_none
 
 app = App(help=__doc__, help_format="plaintext")
 
@@ -77,20 +77,20 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.speech.channels import parse_channel
-    from audiolora.speech.clips import Clips
     from audiolora.speech.ctc.adapter import adapt_ctc, ctc_targets, describe_ctc, save_ctc_adapter
     from audiolora.speech.ctc.checking import check_for_ctc
     from audiolora.speech.ctc.decode import transcribe_ctc
     from audiolora.speech.ctc.models import load_ctc
     from audiolora.speech.ctc.training import train_ctc
     from audiolora.speech.ctc.vocabulary import build_vocabulary, spelling
-    from audiolora.speech.language import spoken_language
-    from audiolora.speech.manifests import read_all
-    from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.data.manifests import read_all
+    from audiolora.speech.data.prompts import BUILTIN
+    from audiolora.speech.data.split import keep_split, split_utterances
+    from audiolora.speech.sound.channels import parse_channel
     from audiolora.speech.together import open_together, transcribe_together, zero_shot
-    from audiolora.speech.trainer import this_process
+    from audiolora.speech.training.clips import Clips
+    from audiolora.speech.training.trainer import this_process
+    from audiolora.speech.whisper.language import spoken_language
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}

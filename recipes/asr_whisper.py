@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from audiolora.cli import run_app
-from audiolora.speech.decoding import WhisperDecoding, WhisperTexts
-from audiolora.speech.normalizing import Rules
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.torchaudio_extra import require_working_torchaudio_or_none
+from audiolora.speech.sound.torchaudio_extra import require_working_torchaudio_or_none
+from audiolora.speech.texts.normalizing import Rules
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.decoding import WhisperDecoding, WhisperTexts
 
 app = App(help=__doc__, help_format="plaintext")
 
@@ -77,18 +77,18 @@ def main(
 
     import audiolora
     from audiolora.report import speech_run
-    from audiolora.speech.adapter import describe, save_adapter
-    from audiolora.speech.base_bits import quantize_base
-    from audiolora.speech.channels import parse_channel
-    from audiolora.speech.checking import check_for_whisper, read_all
-    from audiolora.speech.clips import Clips
-    from audiolora.speech.language import compared_as, set_languages, text_normalizer
-    from audiolora.speech.prompts import BUILTIN
-    from audiolora.speech.split import keep_split, split_utterances
+    from audiolora.speech.checks.checking import check_for_whisper, read_all
+    from audiolora.speech.data.prompts import BUILTIN
+    from audiolora.speech.data.split import keep_split, split_utterances
+    from audiolora.speech.sound.channels import parse_channel
     from audiolora.speech.together import open_together, transcribe_together, zero_shot
-    from audiolora.speech.trainer import this_process
-    from audiolora.speech.training import train_whisper
-    from audiolora.speech.weights import load_whisper
+    from audiolora.speech.training.clips import Clips
+    from audiolora.speech.training.trainer import this_process
+    from audiolora.speech.whisper.adapter import describe, save_adapter
+    from audiolora.speech.whisper.base_bits import quantize_base
+    from audiolora.speech.whisper.language import compared_as, set_languages, text_normalizer
+    from audiolora.speech.whisper.training import train_whisper
+    from audiolora.speech.whisper.weights import load_whisper
 
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}

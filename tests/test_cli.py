@@ -17,13 +17,13 @@ import pytest
 import soundfile
 from cyclopts import App
 
-import audiolora.speech.prompts as prompts
+import audiolora.speech.data.prompts as prompts
 from audiolora import cli, data_commands
-from audiolora.speech.adapter import load_adapted
-from audiolora.speech.audio import read_audio
-from audiolora.speech.decode import transcribe
-from audiolora.speech.manifests import Utterance
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.data.audio import read_audio
+from audiolora.speech.data.manifests import Utterance
+from audiolora.speech.whisper.adapter import load_adapted
+from audiolora.speech.whisper.decode import transcribe
+from audiolora.speech.whisper.weights import load_whisper
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 

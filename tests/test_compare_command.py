@@ -12,8 +12,8 @@ import pytest
 
 from audiolora import cli
 from audiolora.run import open_run
-from audiolora.speech.normalizing import Normalizer
-from audiolora.speech.results import keep_texts
+from audiolora.speech.texts.normalizing import Normalizer
+from audiolora.speech.texts.results import keep_texts
 
 SAID = {"a": "press one now", "b": "good bye", "c": "two three four five"}
 BETTER = {"a": "Press one now.", "b": "good bye", "c": "two three five"}

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from audiolora import cli
-from audiolora.speech.findings import KINDS
-from tests.speech.broken_manifest import LETTERS, clip, write_broken_manifest
+from audiolora.speech.data.findings import KINDS
+from tests.speech.checks.broken_manifest import LETTERS, clip, write_broken_manifest
 from tests.speech.ctc.tiny_ctc import tiny_ctc
 from tests.speech.tiny_whisper import tiny_whisper
 

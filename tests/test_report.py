@@ -16,7 +16,7 @@ import pytest
 
 from audiolora.report import ClipResult, SpeechReport, speech_usage, write_json, write_report
 from audiolora.report.audio import audio_data_uri, choose_codec
-from audiolora.speech.metrics import error_rates
+from audiolora.speech.texts.metrics import error_rates
 
 RATE_HZ = 16_000
 HOSTILE = "<script>alert('x')</script> & \"quotes\""

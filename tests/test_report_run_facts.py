@@ -15,7 +15,7 @@ import audiolora
 from audiolora.report.adapter_table import read_adapter
 from audiolora.report.run_facts import print_adapter, print_run
 from audiolora.run import Run, open_run, read_run
-from audiolora.speech.adapter import load_adapted
+from audiolora.speech.whisper.adapter import load_adapted
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 

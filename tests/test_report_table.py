@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from audiolora.report import print_summary, summary_table
-from audiolora.speech.metrics import ErrorRates, Interval
+from audiolora.speech.texts.metrics import ErrorRates, Interval
 
 BEFORE = ErrorRates(Interval(1148.3, 1120.0, 1177.5), Interval(2110, 90, 3130), 10123, 24567, 10240, 30001, 50364, 4100)
 AFTER = ErrorRates(Interval(7.94, 5.2, 11.0), Interval(3.4, 2.0, 5.0), 20, 5, 6, 50338, 50364, 4100)

@@ -16,14 +16,14 @@ from audiolora.inspection import Inspection
 from audiolora.report import speech_run
 from audiolora.report.speech_run import Outcome
 from audiolora.run import Run, open_run
-from audiolora.speech.adapter import AdapterInfo
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
-from audiolora.speech.manifests import Utterance
-from audiolora.speech.normalizing import Normalizer
-from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.results import read_texts
-from audiolora.speech.split import Split
+from audiolora.speech.data.manifests import Utterance
+from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.split import Split
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.normalizing import Normalizer
+from audiolora.speech.texts.results import read_texts
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.whisper.adapter import AdapterInfo
 
 REFERENCES = ["press one now", "goodbye"]
 SETTINGS = {"model": "tiny", "data": "calls.csv", "channel": "invert", "r": {"conv": 4}, "epochs": 2}

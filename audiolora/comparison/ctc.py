@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from audiolora.comparison.trials import Scores
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.checking import check_for_ctc
 from audiolora.speech.ctc.collate import CtcCollator
 from audiolora.speech.ctc.decode import transcribe_ctc
@@ -24,12 +22,14 @@ from audiolora.speech.ctc.scratch import NAME, make_scratch
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.ctc.training import train_ctc
 from audiolora.speech.ctc.vocabulary import spelling
-from audiolora.speech.language import spoken_language
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import utterance_errors
-from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.split import keep_split, split_utterances
-from audiolora.speech.utterance import Utterance
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.split import keep_split, split_utterances
+from audiolora.speech.data.utterance import Utterance
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import utterance_errors
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.whisper.language import spoken_language
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from audiolora.comparison.trials import Scores
-from audiolora.speech.audio import duration_s
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.checking import check_for_whisper
-from audiolora.speech.clips import Clips, WhisperCollator
-from audiolora.speech.context import ContextPolicy, audio_context
-from audiolora.speech.decode import transcribe
-from audiolora.speech.language import set_language, spoken_language, text_normalizer
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import utterance_errors
-from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import keep_split, split_utterances
-from audiolora.speech.training import train_whisper
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.checks.checking import check_for_whisper
+from audiolora.speech.data.audio import duration_s
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.split import keep_split, split_utterances
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import utterance_errors
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.collate import WhisperCollator
+from audiolora.speech.whisper.context import ContextPolicy, audio_context
+from audiolora.speech.whisper.decode import transcribe
+from audiolora.speech.whisper.language import set_language, spoken_language, text_normalizer
+from audiolora.speech.whisper.training import train_whisper
+from audiolora.speech.whisper.weights import load_whisper
 
 
 @dataclass(frozen=True)

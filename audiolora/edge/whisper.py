@@ -1,7 +1,7 @@
 """Audio to text on the device: features, the encoder once, the decoder with its cache token by token, greedily.
 
-What `audiolora.speech.decode.transcribe` does with torch: clips of one context are batched together, the most likely
-token is taken at each step, some tokens never are, and a text ends at the end token or at its length's limit.
+What `audiolora.speech.whisper.decode.transcribe` does with torch: clips of one context are batched together, the most
+likely token is taken at each step, some tokens never are, and a text ends at the end token or at its length's limit.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from audiolora.export.prepared import Prepared
 from audiolora.export.reference import Reference
 from audiolora.export.spoken import Spoken
 from audiolora.export.tasks import Task
-from audiolora.speech.metrics import ErrorRates, Interval
+from audiolora.speech.texts.metrics import ErrorRates, Interval
 
 Run = Callable[[Inputs], Outputs]
 """A network with one adapter or none, on NumPy's arrays."""

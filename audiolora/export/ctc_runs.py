@@ -44,9 +44,9 @@ def export_ctc_runs(runs: Mapping[str, Path], out: Path, *, base: Path | None = 
         ValueError: runs over different bases, runs with and without output layers of their own, or what `export`
             refuses.
     """
-    from audiolora.speech.adapter import adapter_folder
     from audiolora.speech.ctc.adapter import load_adapted_ctc, read_ctc_info
     from audiolora.speech.ctc.heads import head_of
+    from audiolora.speech.whisper.adapter import adapter_folder
 
     folders = {name: adapter_folder(run) for name, run in runs.items()}
     infos = {name: read_ctc_info(folder) for name, folder in folders.items()}

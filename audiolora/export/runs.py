@@ -21,7 +21,7 @@ from audiolora.export.forecast_runs import forecaster_task, is_forecast_run, rea
 from audiolora.export.prepared import forward_names
 from audiolora.export.rows import Rows
 from audiolora.integration import enabled
-from audiolora.speech.adapter import INFO_FILE
+from audiolora.speech.whisper.adapter import INFO_FILE
 
 _CONFIG, _FORECASTER = "adapter_config.json", "forecaster.json"
 _NO_ROWS = (

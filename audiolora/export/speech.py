@@ -16,10 +16,10 @@ from audiolora.export.spoken import Spoken
 from audiolora.export.whisper import whisper_parts
 from audiolora.export.whisper_assets import files_of, settings_of, task_name
 from audiolora.export.whisper_settings import WhisperSettings
-from audiolora.speech.adapter import adapter_folder, load_adapted, read_info
-from audiolora.speech.clips import Clips
-from audiolora.speech.decode import SAMPLE_RATE_HZ, log_mel, transcribe
-from audiolora.speech.utterance import Utterance
+from audiolora.speech.data.utterance import Utterance
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.whisper.adapter import adapter_folder, load_adapted, read_info
+from audiolora.speech.whisper.decode import SAMPLE_RATE_HZ, log_mel, transcribe
 
 _SELFTEST_FRAMES = 16
 _NO_QDQ = (
@@ -60,7 +60,7 @@ def export_whisper(
         form: as in `export`; ``"fact"`` is the default, for the decoder runs a token at a time.
         evaluate: with ``quantize``, utterances to measure the word error rate on, of the float network and of the
             bundle, without an adapter and with each; of an adapter that is named after a speaker, on that speaker's.
-            `audiolora.speech.clips.Clips` are heard through their channel.
+            `audiolora.speech.training.clips.Clips` are heard through their channel.
         settings: the others of `export`.
 
     Returns:

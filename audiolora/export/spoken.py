@@ -13,16 +13,16 @@ import numpy as np
 from audiolora.edge.network import Network
 from audiolora.export.ctc_settings import CtcSettings
 from audiolora.export.whisper_settings import WhisperSettings
-from audiolora.speech.audio import MAX_DURATION_S, SAMPLE_RATE_HZ
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.checking import check_utterances
-from audiolora.speech.clips import Clips
-from audiolora.speech.language import text_normalizer
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import ErrorRates, error_rates
-from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.split import load_split
-from audiolora.speech.utterance import Utterance
+from audiolora.speech.checks.checking import check_utterances
+from audiolora.speech.data.audio import MAX_DURATION_S, SAMPLE_RATE_HZ
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.split import load_split
+from audiolora.speech.data.utterance import Utterance
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import ErrorRates, error_rates
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.whisper.language import text_normalizer
 
 _SETTINGS, _SPLIT = "settings.json", "split.json"
 
@@ -60,7 +60,8 @@ class Spoken:
         several = list(utterances.utterances if isinstance(utterances, Clips) else utterances)
         if odd := [type(one).__name__ for one in several if not isinstance(one, Utterance)]:
             raise ValueError(
-                f"evaluate must be utterances, as audiolora.speech.manifests.read_utterances gives them, got {odd[0]}"
+                "evaluate must be utterances, as audiolora.speech.data.manifests.read_utterances gives them, got "
+                f"{odd[0]}"
             )
         clips = utterances if isinstance(utterances, Clips) else Clips(several, parse_channel("clean"))
         how: dict[str, Any] = {"max_duration_s": longest_s, "stretch": clips.channel.stretch, "progress": False}
@@ -93,7 +94,7 @@ class Spoken:
         if settings.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(
                 f"evaluate is read at {SAMPLE_RATE_HZ} Hz, and this model hears {settings.sample_rate_hz} Hz; measure "
-                "the bundle with audiolora.edge and audiolora.speech.metrics.error_rates"
+                "the bundle with audiolora.edge and audiolora.speech.texts.metrics.error_rates"
             )
         return cls.of(utterances, BasicTextNormalizer())
 

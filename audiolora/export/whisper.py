@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from audiolora.export.parts import Part
 from audiolora.export.whisper_settings import DECODER, ENCODER, FEATURES, TOKENS
-from audiolora.speech.context import FRAMES_PER_POSITION
+from audiolora.speech.whisper.context import FRAMES_PER_POSITION
 
 _PAST, _STEPS = 2, 2  # of the examples
 

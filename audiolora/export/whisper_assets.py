@@ -9,9 +9,9 @@ import numpy as np
 
 from audiolora.export.tensors import write_tensors
 from audiolora.export.whisper_settings import FILTERS_FILE, VOCABULARY_FILE, WhisperSettings
-from audiolora.speech.context import FRAMES_PER_POSITION, ContextPolicy
-from audiolora.speech.language_tokens import is_multilingual
-from audiolora.speech.pieces import PROMPT_TOKENS, TOKENS_AT_LEAST, TOKENS_PER_S
+from audiolora.speech.whisper.context import FRAMES_PER_POSITION, ContextPolicy
+from audiolora.speech.whisper.language_tokens import is_multilingual
+from audiolora.speech.whisper.pieces import PROMPT_TOKENS, TOKENS_AT_LEAST, TOKENS_PER_S
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer

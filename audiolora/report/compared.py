@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from audiolora.files import write_text
 from audiolora.report.page import Snippet, render_page
 from audiolora.report.speech import joined_edits
-from audiolora.speech.compared import Compared
-from audiolora.speech.metrics import Edit, word_differences
-from audiolora.speech.significance import Difference
+from audiolora.speech.texts.compared import Compared
+from audiolora.speech.texts.metrics import Edit, word_differences
+from audiolora.speech.texts.significance import Difference
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,7 +96,7 @@ def write_compared(path: Path, compared: Compared) -> None:
 
     Args:
         path: the file.
-        compared: what `audiolora.speech.compared.compare` found.
+        compared: what `audiolora.speech.texts.compared.compare` found.
 
     Example:
         >>> write_compared(Path("compared.html"), compared)  # doctest: +SKIP

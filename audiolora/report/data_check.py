@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from audiolora.files import write_text
 from audiolora.report.drawing import BEFORE, RULE, inline_svg, styled_figure
 from audiolora.report.page import Snippet, count, render_page
-from audiolora.speech.data_check import DataCheck
-from audiolora.speech.findings import KINDS, Finding, by_kind
+from audiolora.speech.checks.data_check import DataCheck
+from audiolora.speech.data.findings import KINDS, Finding, by_kind
 
 if TYPE_CHECKING:
     from markupsafe import Markup

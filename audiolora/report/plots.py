@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiolora.report.drawing import AFTER, BEFORE, INK, RULE, inline_svg, styled_figure
 from audiolora.report.page import count
-from audiolora.speech.metrics import ErrorRates
+from audiolora.speech.texts.metrics import ErrorRates
 
 if TYPE_CHECKING:
     import numpy as np

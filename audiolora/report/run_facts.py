@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolora.report.adapter_table import CONFIG_FILE, read_adapter
-from audiolora.speech.adapter import INFO_FILE, read_info
 from audiolora.speech.ctc.adapter import is_ctc_adapter, read_ctc_info
+from audiolora.speech.whisper.adapter import INFO_FILE, read_info
 
 if TYPE_CHECKING:
     from rich.console import Console

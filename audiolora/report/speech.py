@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from audiolora.files import write_text
 from audiolora.report.audio import Codec, audio_data_uri, check_audio, choose_codec
 from audiolora.report.page import Snippet, render_page
-from audiolora.speech.metrics import (
+from audiolora.speech.texts.metrics import (
     Edit,
     ErrorRates,
     UtteranceErrors,
@@ -176,7 +176,7 @@ def ctc_usage(run: str | os.PathLike[str]) -> tuple[Snippet, ...]:
     python = f"""\
 from pathlib import Path
 
-from audiolora.speech.audio import read_audio
+from audiolora.speech.data.audio import read_audio
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
 

@@ -12,23 +12,23 @@ from audiolora.files import write_text
 from audiolora.report.page import Snippet
 from audiolora.report.speech import ClipResult, SpeechReport, ctc_usage, speech_usage, write_report
 from audiolora.report.table import print_summary
-from audiolora.speech.augmentation import augmentation_facts
 from audiolora.speech.card import model_card
-from audiolora.speech.metrics import ErrorRates, Interval, error_rates, relative_reduction
-from audiolora.speech.normalizing import Normalizer
-from audiolora.speech.prompts import BUILTIN
-from audiolora.speech.results import keep_texts
-from audiolora.speech.split import shared
+from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.split import shared
+from audiolora.speech.sound.augmentation import augmentation_facts
+from audiolora.speech.texts.metrics import ErrorRates, Interval, error_rates, relative_reduction
+from audiolora.speech.texts.normalizing import Normalizer
+from audiolora.speech.texts.results import keep_texts
 
 if TYPE_CHECKING:
     from audiolora.inspection import Inspection
     from audiolora.run import Run
-    from audiolora.speech.adapter import AdapterInfo
-    from audiolora.speech.clips import Clips
     from audiolora.speech.ctc.adapter import CtcInfo
     from audiolora.speech.ctc.models import LoadedCtc
-    from audiolora.speech.split import Split
-    from audiolora.speech.weights import LoadedWhisper
+    from audiolora.speech.data.split import Split
+    from audiolora.speech.training.clips import Clips
+    from audiolora.speech.whisper.adapter import AdapterInfo
+    from audiolora.speech.whisper.weights import LoadedWhisper
 
 
 @dataclass(frozen=True)
@@ -272,8 +272,8 @@ def _rates(raw: dict[str, Any]) -> ErrorRates:
 
 
 def _clips(outcome: Outcome) -> list[ClipResult]:
-    from audiolora.speech.channels import parse_channel
-    from audiolora.speech.clips import Clips
+    from audiolora.speech.sound.channels import parse_channel
+    from audiolora.speech.training.clips import Clips
 
     clean = None if outcome.heard.channel.spec == "clean" else Clips(outcome.heard.utterances, parse_channel("clean"))
     return [

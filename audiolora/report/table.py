@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from audiolora.speech.metrics import ErrorRates, Interval, relative_reduction
+from audiolora.speech.texts.metrics import ErrorRates, Interval, relative_reduction
 
 if TYPE_CHECKING:
     from rich.console import Console

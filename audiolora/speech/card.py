@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from audiolora.speech.adapter import AdapterInfo
     from audiolora.speech.ctc.adapter import CtcInfo
-    from audiolora.speech.metrics import ErrorRates
+    from audiolora.speech.texts.metrics import ErrorRates
+    from audiolora.speech.whisper.adapter import AdapterInfo
 
 SOURCES = "## Sources and licences"
 """The heading that the card ends with; a merged model's card takes over what stands below it."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolora.files import write_json
-from audiolora.speech.adapter import INFO_FILE, adapter_folder
+from audiolora.speech.whisper.adapter import INFO_FILE, adapter_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 
 from audiolora.run import Run, open_run
-from audiolora.speech.clips import Clips
-from audiolora.speech.decode import transcribe
-from audiolora.speech.trainer import this_process
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.trainer import this_process
+from audiolora.speech.whisper.decode import transcribe
 
 
 def open_together(folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Run:

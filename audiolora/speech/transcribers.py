@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from audiolora.speech.ctc.decoding import CtcDecoding
-from audiolora.speech.decoding import WhisperDecoding
+from audiolora.speech.whisper.decoding import WhisperDecoding
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from audiolora.speech.adapter import AdapterInfo
-    from audiolora.speech.merging import MergedInfo
-    from audiolora.speech.recordings import Recording
-    from audiolora.speech.transcription import Transcription
+    from audiolora.speech.texts.recordings import Recording
+    from audiolora.speech.texts.transcription import Transcription
+    from audiolora.speech.whisper.adapter import AdapterInfo
+    from audiolora.speech.whisper.merging import MergedInfo
 
 Transcriber = Callable[["Sequence[Recording]"], "list[Transcription]"]
 
@@ -65,10 +65,10 @@ def whisper_transcriber(
     """
     import torch
 
-    from audiolora.speech import decode
-    from audiolora.speech.adapter import load_adapted
-    from audiolora.speech.merging import read_merged
-    from audiolora.speech.weights import load_whisper
+    from audiolora.speech.whisper import decode
+    from audiolora.speech.whisper.adapter import load_adapted
+    from audiolora.speech.whisper.merging import read_merged
+    from audiolora.speech.whisper.weights import load_whisper
 
     if wanted.ctc != CtcDecoding():
         asked = "--beam-width, --lm, --hotwords and the like"
@@ -124,9 +124,9 @@ def ctc_transcriber(
 def _by_pieces(
     recording: Recording, decode: Callable[[Sequence[np.ndarray]], list[str]], piece_s: float
 ) -> Transcription:
-    from audiolora.speech.decode import joined
-    from audiolora.speech.recordings import pieces_of, read_pieces
-    from audiolora.speech.transcription import Segment, Transcription
+    from audiolora.speech.texts.recordings import pieces_of, read_pieces
+    from audiolora.speech.texts.transcription import Segment, Transcription
+    from audiolora.speech.whisper.decode import joined
 
     plan = pieces_of(recording, piece_s)
     texts = decode(list(read_pieces(recording, plan)))

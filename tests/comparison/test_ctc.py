@@ -13,7 +13,7 @@ from audiolora.comparison.ctc import CtcTask, _some
 from audiolora.comparison.tasks import PARAMETERS, make_task
 from audiolora.comparison.ways import groups_of, prepared, ways_for
 from audiolora.speech.ctc.decode import transcribe_ctc
-from audiolora.speech.manifests import read_utterances
+from audiolora.speech.data.manifests import read_utterances
 from tests.speech.ctc.tiny_ctc import tiny_ctc, write_clips
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from audiolora.edge.mel import log_mel
-from audiolora.speech.decode import log_mel as torchs
+from audiolora.speech.whisper.decode import log_mel as torchs
 
 
 def drawn(kind: str, n_samples: int) -> np.ndarray:

@@ -21,15 +21,15 @@ from audiolora import cli
 from audiolora.edge import Session
 from audiolora.export import export, export_whisper
 from audiolora.export.spoken import Spoken, evaluation_clips
-from audiolora.speech.adapter import load_adapted
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
-from audiolora.speech.decode import transcribe
-from audiolora.speech.language import text_normalizer
-from audiolora.speech.manifests import read_utterances
-from audiolora.speech.metrics import error_rates
-from audiolora.speech.prompts import load_spoken_digits
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.data.manifests import read_utterances
+from audiolora.speech.data.prompts import load_spoken_digits
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.whisper.adapter import load_adapted
+from audiolora.speech.whisper.decode import transcribe
+from audiolora.speech.whisper.language import text_normalizer
+from audiolora.speech.whisper.weights import load_whisper
 from tests.export.ctc_models import adapted as adapted_ctc
 from tests.export.ctc_models import ctc_model, processor
 from tests.export.networks import randomise

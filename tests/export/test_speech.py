@@ -17,9 +17,9 @@ from audiolora.export import BundleError, add_adapter, export_whisper
 from audiolora.export.speech import drawn_clip
 from audiolora.export.whisper import whisper_parts
 from audiolora.export.whisper_assets import settings_of, task_name, vocabulary
-from audiolora.speech.adapter import load_adapted
-from audiolora.speech.decode import log_mel, transcribe
-from audiolora.speech.weights import LoadedWhisper, load_whisper
+from audiolora.speech.whisper.adapter import load_adapted
+from audiolora.speech.whisper.decode import log_mel, transcribe
+from audiolora.speech.whisper.weights import LoadedWhisper, load_whisper
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 
@@ -194,7 +194,7 @@ def test_a_text_that_is_not_torch_s_leaves_nothing(base: Path, tmp_path: Path, m
 @pytest.mark.slow
 def test_the_real_tiny_whisper_hears_digits_as_torch_does(tmp_path: Path) -> None:
     import audiolora
-    from audiolora.speech.prompts import load_spoken_digits
+    from audiolora.speech.data.prompts import load_spoken_digits
 
     digits = load_spoken_digits()[::150][:8]
     audios = [_audio(digit) for digit in digits]
@@ -216,6 +216,6 @@ def test_the_real_tiny_whisper_hears_digits_as_torch_does(tmp_path: Path) -> Non
 
 
 def _audio(utterance: Any) -> np.ndarray:
-    from audiolora.speech.audio import read_audio
+    from audiolora.speech.data.audio import read_audio
 
     return read_audio(utterance.audio)

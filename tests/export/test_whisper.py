@@ -9,8 +9,8 @@ import torch
 
 import audiolora
 from audiolora.export.whisper import WhisperDecoder, WhisperEncoder, whisper_parts
-from audiolora.speech.context import audio_context
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.whisper.context import audio_context
+from audiolora.speech.whisper.weights import load_whisper
 from tests.export.networks import randomise
 from tests.speech.tiny_whisper import tiny_whisper
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from audiolora.export.tasks import check_adapter_task, task_from_json, task_to_json
 from audiolora.export.whisper_settings import WhisperSettings, check_same_model
-from audiolora.speech.context import ContextPolicy
-from audiolora.speech.pieces import TOKENS_AT_LEAST, TOKENS_PER_S
+from audiolora.speech.whisper.context import ContextPolicy
+from audiolora.speech.whisper.pieces import TOKENS_AT_LEAST, TOKENS_PER_S
 
 SETTINGS = WhisperSettings(
     sample_rate_hz=16_000,

@@ -13,13 +13,13 @@ import torch
 
 import audiolora
 from audiolora.run import open_run
-from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
-from audiolora.speech.audio import duration_s, read_audio
-from audiolora.speech.conversion import convert_whisper
-from audiolora.speech.decode import log_mel, transcribe
-from audiolora.speech.metrics import error_rates
-from audiolora.speech.prompts import load_prompts
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.data.audio import duration_s, read_audio
+from audiolora.speech.data.prompts import load_prompts
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.whisper.adapter import AdapterInfo, fingerprint, save_adapter
+from audiolora.speech.whisper.conversion import convert_whisper
+from audiolora.speech.whisper.decode import log_mel, transcribe
+from audiolora.speech.whisper.weights import load_whisper
 
 openai_whisper = pytest.importorskip("whisper", reason="openai-whisper is not installed; run make test-programs")
 ctranslate2 = pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed; run make test-programs")

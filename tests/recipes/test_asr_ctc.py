@@ -18,14 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.ctc.training import CtcTrainer
-from audiolora.speech.manifests import DataError, read_utterances
-from audiolora.speech.split import load_split
+from audiolora.speech.data.manifests import DataError, read_utterances
+from audiolora.speech.data.split import load_split
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.training.clips import Clips
 from tests.speech.ctc.tiny_ctc import tiny_ctc, write_clips
 
 ROOT = Path(__file__).parents[2]

@@ -28,13 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import audiolora
-from audiolora.speech.audio import AudioError
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
-from audiolora.speech.decoding import WhisperTexts
-from audiolora.speech.manifests import DataError, read_utterances
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.split import load_split
+from audiolora.speech.data.audio import AudioError
+from audiolora.speech.data.manifests import DataError, read_utterances
+from audiolora.speech.data.split import load_split
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.decoding import WhisperTexts
 from tests.speech.tiny_training import write_clips
 from tests.speech.tiny_whisper import tiny_whisper
 
@@ -134,8 +134,8 @@ def test_the_figures_are_those_of_the_texts(finished, root):
     """Word error rates from jiwer alone, the adapter loaded by PEFT alone."""
     from peft import PeftModel
 
-    from audiolora.speech.decode import transcribe
-    from audiolora.speech.weights import load_whisper
+    from audiolora.speech.whisper.decode import transcribe
+    from audiolora.speech.whisper.weights import load_whisper
 
     figures, whisper = summary(finished), load_whisper(root / "whisper")
     split = load_split(finished / "split.json", read_utterances(root / "clips" / "clips.jsonl"))
@@ -162,9 +162,9 @@ def test_training_changed_the_function(finished):
 
 
 def test_a_second_call_shows_the_run_and_trains_nothing(finished, call, monkeypatch, capsys):
-    import audiolora.speech.weights
+    import audiolora.speech.whisper.weights
 
-    monkeypatch.setattr(audiolora.speech.weights, "load_whisper", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr(audiolora.speech.whisper.weights, "load_whisper", lambda *args, **kwargs: pytest.fail("loaded"))
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert call(finished.parent) == finished
     shown = capsys.readouterr().out
@@ -414,7 +414,7 @@ def full_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def full_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiolora.speech.adapter.write_text", fail(FULL))
+    monkeypatch.setattr("audiolora.speech.whisper.adapter.write_text", fail(FULL))
 
 
 def full_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +459,7 @@ def test_a_full_disk_after_training(unsaved, finished, call, monkeypatch, fill_u
 
 @pytest.mark.parametrize("at_step", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_ctrl_c_in_training(finished, call, monkeypatch, tmp_path, at_step):
-    from audiolora.speech.training import WhisperTrainer
+    from audiolora.speech.whisper.training import WhisperTrainer
 
     step = WhisperTrainer.training_step
 

@@ -7,9 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
-from audiolora.speech.augment_spec import EFFECTS
-from audiolora.speech.augmentation import parse_augmentation
-from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.sound.augment_spec import EFFECTS
+from audiolora.speech.sound.augmentation import parse_augmentation
+from audiolora.speech.training.settings import TrainingSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "speech" / "augmentation.md").read_text("utf-8")
 BLOCKS = re.findall(r"(<!-- not run:[^\n]*\n)?^```(python|bash)\n(.*?)^```$", PAGE, re.M | re.S)

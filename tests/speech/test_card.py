@@ -1,6 +1,6 @@
-from audiolora.speech.adapter import AdapterInfo
 from audiolora.speech.card import model_card
-from audiolora.speech.metrics import ErrorRates, Interval
+from audiolora.speech.texts.metrics import ErrorRates, Interval
+from audiolora.speech.whisper.adapter import AdapterInfo
 
 BEFORE = ErrorRates(Interval(148.26, 140.0, 155.0), Interval(90.0, 80.0, 99.0), 3, 2, 0, 1, 4)
 AFTER = ErrorRates(Interval(7.94, 5.21, 11.0), Interval(3.4, 2.0, 5.0), 1, 0, 0, 3, 4)

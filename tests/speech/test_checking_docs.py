@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from audiolora import cli
-from audiolora.speech.findings import KINDS
-from tests.speech.broken_manifest import write_broken_manifest
+from audiolora.speech.data.findings import KINDS
+from tests.speech.checks.broken_manifest import write_broken_manifest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "speech" / "checking.md").read_text("utf-8")
 

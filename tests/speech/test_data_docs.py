@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolora.speech.layouts import find
+from audiolora.speech.data.layouts import find
 
 PAGE = (Path(__file__).parents[2] / "docs" / "speech" / "data.md").read_text("utf-8")
 

@@ -51,7 +51,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: st
 
 def test_five_pieces_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
     """What comparing.md says of Hindi."""
-    from audiolora.speech.normalizing import Normalizer
+    from audiolora.speech.texts.normalizing import Normalizer
 
     hindi = "नमस्ते दुनिया"
     assert [len(Normalizer(rules, "hi")(hindi).split()) for rules in ("whisper", "basic")] == [5, 2]

@@ -8,9 +8,9 @@ import torch
 
 import audiolora
 from audiolora.run import Run, open_run
-from audiolora.speech.adapter import AdapterInfo, fingerprint, save_adapter
-from audiolora.speech.metrics import error_rates
-from audiolora.speech.weights import load_whisper
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.whisper.adapter import AdapterInfo, fingerprint, save_adapter
+from audiolora.speech.whisper.weights import load_whisper
 
 CARD = "# tiny\n\n| zero-shot | 75.0 |\n\n## Sources and licences\n\n- Speech: nobody's\n"
 

@@ -21,13 +21,13 @@ from transformers import TrainerCallback, WhisperForConditionalGeneration, Whisp
 
 import audiolora
 from audiolora import checkpoints
-from audiolora.speech import training
-from audiolora.speech.base_bits import quantize_base
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
-from audiolora.speech.manifests import Utterance, read_utterances
-from audiolora.speech.settings import TrainingSettings
-from audiolora.speech.trainer import this_process
+from audiolora.speech.data.manifests import Utterance, read_utterances
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.training.trainer import this_process
+from audiolora.speech.whisper import training
+from audiolora.speech.whisper.base_bits import quantize_base
 
 WORDS = "amber birch cedar dune ember fern grove heron iris juniper".split()
 

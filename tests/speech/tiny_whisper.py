@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from audiolora.speech.openai_format import ModelDimensions, generation_config
-from audiolora.speech.whisper_tokenizer import build_tokenizer, special_tokens
+from audiolora.speech.whisper.openai_format import ModelDimensions, generation_config
+from audiolora.speech.whisper.whisper_tokenizer import build_tokenizer, special_tokens
 
 # Every byte, and each letter and two signs after a space, so that " hello" takes five tokens.
 _VOCABULARY = [bytes([byte]) for byte in range(256)] + [

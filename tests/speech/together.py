@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from audiolora.speech import trainer
+from audiolora.speech.training import trainer
 from tests.speech.tiny_training import Job, train
 
 

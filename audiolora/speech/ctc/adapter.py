@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.speech.adapter import FORMAT, INFO_FILE, adapter_folder, read_description
 from audiolora.speech.ctc.heads import head_of
+from audiolora.speech.whisper.adapter import FORMAT, INFO_FILE, adapter_folder, read_description
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -223,7 +223,7 @@ def load_adapted_ctc(
 
     from audiolora.integration import enable
     from audiolora.speech.ctc.models import LoadedCtc, load_ctc
-    from audiolora.speech.openai_format import WeightsError
+    from audiolora.speech.whisper.openai_format import WeightsError
 
     folder = adapter_folder(path)
     info = read_ctc_info(folder)

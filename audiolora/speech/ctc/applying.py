@@ -102,7 +102,7 @@ def _hub_type(name: str) -> str | None:
     """``model_type`` of a hub model, or None where it cannot be had."""
     from transformers import AutoConfig
 
-    from audiolora.speech.weights import hub_obstacle
+    from audiolora.speech.whisper.weights import hub_obstacle
 
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=hub_obstacle() is not None)

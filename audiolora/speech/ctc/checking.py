@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ
-from audiolora.speech.checking import check_utterances
+from audiolora.speech.checks.checking import check_utterances
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.targets import target_encoder, target_fault
-from audiolora.speech.manifests import Reading, Utterance
+from audiolora.speech.data.audio import SAMPLE_RATE_HZ
+from audiolora.speech.data.manifests import Reading, Utterance
 
 if TYPE_CHECKING:
     from audiolora.speech.ctc.models import LoadedCtc

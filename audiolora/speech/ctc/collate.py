@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ
-from audiolora.speech.clips import IGNORED
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.targets import Encode, target_encoder, target_fault
+from audiolora.speech.data.audio import SAMPLE_RATE_HZ
+from audiolora.speech.training.clips import IGNORED
 
 
 def ctc_features(processor: Any, audios: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:

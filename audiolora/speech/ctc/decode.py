@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ
 from audiolora.speech.ctc.collate import ctc_features
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.frames import FrameCount, ctc_network, hears_padding
+from audiolora.speech.data.audio import SAMPLE_RATE_HZ
 
 Decoder = Callable[[np.ndarray], str]
 """From log-probabilities (frames, vocabulary) float32 of one clip to its text."""

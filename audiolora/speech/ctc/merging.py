@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.speech.adapter import FORMAT, INFO_FILE, adapter_folder
 from audiolora.speech.card import SOURCES
 from audiolora.speech.ctc.adapter import CtcInfo, load_adapted_ctc, read_ctc_info
 from audiolora.speech.ctc.collate import ctc_features
-from audiolora.speech.merging import TOLERANCE, MergeError, adapter_name, check_out
+from audiolora.speech.whisper.adapter import FORMAT, INFO_FILE, adapter_folder
+from audiolora.speech.whisper.merging import TOLERANCE, MergeError, adapter_name, check_out
 
 if TYPE_CHECKING:
     import torch

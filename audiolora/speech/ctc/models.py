@@ -18,8 +18,8 @@ from audiolora.speech.ctc.heads import head_of, put_new_head
 from audiolora.speech.ctc.scratch import NAME as SCRATCH
 from audiolora.speech.ctc.scratch import load_scratch
 from audiolora.speech.ctc.vocabulary import Vocabulary, make_tokenizer
-from audiolora.speech.openai_format import WeightsError
-from audiolora.speech.weights import hub_obstacle
+from audiolora.speech.whisper.openai_format import WeightsError
+from audiolora.speech.whisper.weights import hub_obstacle
 
 FAMILIES = {
     "wav2vec2": "Wav2Vec2ForCTC",

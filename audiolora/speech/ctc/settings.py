@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from audiolora.speech.context import ContextMode
-from audiolora.speech.settings import TrainingSettings
+from audiolora.speech.training.settings import TrainingSettings
+from audiolora.speech.whisper.context import ContextMode
 
 Freeze = Literal["none", "features", "base"]
 

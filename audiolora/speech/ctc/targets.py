@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from audiolora.speech.audio import SAMPLE_RATE_HZ
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.vocabulary import encoder
-from audiolora.speech.manifests import DataError, Utterance
+from audiolora.speech.data.audio import SAMPLE_RATE_HZ
+from audiolora.speech.data.manifests import DataError, Utterance
+from audiolora.speech.training.clips import Clips
 
 Encode = Callable[[str], list[int]]
 

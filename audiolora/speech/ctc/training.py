@@ -13,16 +13,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from audiolora.adalora_callback import rank_allocation
 from audiolora.checkpoints import NamesAFullDisk
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.collate import CtcCollator, Fits
 from audiolora.speech.ctc.frames import FrameCount, ctc_network
 from audiolora.speech.ctc.heads import head_of
 from audiolora.speech.ctc.settings import CtcTrainingSettings, Freeze
 from audiolora.speech.ctc.targets import check_targets
-from audiolora.speech.global_batch import GlobalBatchLoss
-from audiolora.speech.sampling import OrdersClips
-from audiolora.speech.sharding import whole_afterwards
-from audiolora.speech.trainer import resume_point, trainer_arguments, trainer_callbacks
+from audiolora.speech.training.clips import Clips
+from audiolora.speech.training.global_batch import GlobalBatchLoss
+from audiolora.speech.training.sampling import OrdersClips
+from audiolora.speech.training.sharding import whole_afterwards
+from audiolora.speech.training.trainer import resume_point, trainer_arguments, trainer_callbacks
 
 
 class CtcTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Trainer):

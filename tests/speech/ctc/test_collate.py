@@ -9,13 +9,14 @@ import pytest
 import soundfile
 import torch
 
-from audiolora.speech.augmentation import parse_augmentation
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.collate import CtcCollator, Fits, ctc_features
 from audiolora.speech.ctc.frames import FrameCount, hears_padding
 from audiolora.speech.ctc.targets import frames_needed
-from audiolora.speech.manifests import Utterance
+from audiolora.speech.data.manifests import Utterance
+from audiolora.speech.sound import effects
+from audiolora.speech.sound.augmentation import parse_augmentation
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.training.clips import Clips
 from tests.export.ctc_models import clips
 from tests.speech.ctc.tiny_ctc import FAMILIES, tiny_ctc
 
@@ -111,7 +112,7 @@ def test_labels_are_the_tokenizer_s_and_padded(tmp_path):
 
 def test_a_speed_that_a_text_does_not_fit_is_left_out(tmp_path, monkeypatch):
     """The lengths are what matters here; test_effects has the sound."""
-    monkeypatch.setattr("audiolora.speech.effects.change_rate", lambda x, factor: np.resize(x, -int(-len(x) // factor)))
+    monkeypatch.setattr(effects, "change_rate", lambda x, factor: np.resize(x, -int(-len(x) // factor)))
     loaded = tiny_ctc(tmp_path)
     frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
     tight = next(n for n in range(1000, 9000) if frames(n) == frames_needed([5, 17, 6, 9, 22]))

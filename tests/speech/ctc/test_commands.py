@@ -17,13 +17,13 @@ import audiolora
 from audiolora.cli import app as cli
 from audiolora.cli import run_app
 from audiolora.edge import Session
-from audiolora.speech.audio import read_audio
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.merging import merge_ctc_adapter
 from audiolora.speech.ctc.vocabulary import Vocabulary
-from audiolora.speech.merging import MergeError
+from audiolora.speech.data.audio import read_audio
+from audiolora.speech.whisper.merging import MergeError
 from tests.speech.ctc.ctc_place import place, save_run
 from tests.speech.tiny_ctc import save_base
 

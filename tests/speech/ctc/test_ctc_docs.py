@@ -27,7 +27,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_its_options_are_the_recipe_s() -> None:
     text, recipe = PAGE.read_text("utf-8"), (ROOT / "recipes" / "asr_ctc.py").read_text("utf-8")
-    settings = (ROOT / "audiolora" / "speech" / "settings.py").read_text("utf-8")
+    settings = (ROOT / "audiolora" / "speech" / "training" / "settings.py").read_text("utf-8")
     compared = (ROOT / "recipes" / "compare_methods.py").read_text("utf-8")
     for option in re.findall(r"[ `]--([a-z][a-z-]+)", text):
         name = option.replace("-", "_")

@@ -17,7 +17,7 @@ from audiolora.speech.ctc.heads import head_of, put_new_head
 from audiolora.speech.ctc.models import FAMILIES as TAKEN
 from audiolora.speech.ctc.models import load_ctc
 from audiolora.speech.ctc.vocabulary import Vocabulary, encoder
-from audiolora.speech.openai_format import WeightsError
+from audiolora.speech.whisper.openai_format import WeightsError
 from tests.export.ctc_models import LETTERS
 from tests.speech.tiny_ctc import FAMILIES, save_base, sound
 

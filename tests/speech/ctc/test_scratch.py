@@ -13,11 +13,12 @@ import pytest
 import soundfile
 import torch
 
-from audiolora.speech import prompts, trainer
 from audiolora.speech.ctc import scratch, training
 from audiolora.speech.ctc.models import load_ctc
 from audiolora.speech.ctc.settings import CtcTrainingSettings
-from audiolora.speech.rows import DataError
+from audiolora.speech.data import prompts
+from audiolora.speech.data.rows import DataError
+from audiolora.speech.training import trainer
 
 TINY = {
     "hidden_size": 16,

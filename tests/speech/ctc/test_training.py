@@ -17,7 +17,7 @@ from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.ctc.targets import frames_needed
 from audiolora.speech.ctc.training import CtcTrainer, _config, _mask_settings, freeze, train_ctc
-from audiolora.speech.manifests import DataError, Utterance
+from audiolora.speech.data.manifests import DataError, Utterance
 from tests.export.ctc_models import clips
 from tests.speech.ctc.tiny_ctc import FAMILIES, Job, clips_of, tiny_ctc, write_clips
 

@@ -12,11 +12,11 @@ import soundfile
 import torch
 import transformers
 
-from audiolora.speech.channels import parse_channel
-from audiolora.speech.clips import Clips
 from audiolora.speech.ctc.models import LoadedCtc
 from audiolora.speech.ctc.settings import CtcTrainingSettings
-from audiolora.speech.manifests import Utterance, read_utterances
+from audiolora.speech.data.manifests import Utterance, read_utterances
+from audiolora.speech.sound.channels import parse_channel
+from audiolora.speech.training.clips import Clips
 from tests.export.ctc_models import LAYER, OF_FAMILY, ctc_model, processor
 
 WORDS = "amber birch cedar dune ember fern grove heron iris juniper".split()

@@ -1,0 +1,1 @@
+"""What would go wrong with speech data, found before anything is trained."""

@@ -1,0 +1,1 @@
+"""Speech data: utterances, where they lie, how they are read and split."""

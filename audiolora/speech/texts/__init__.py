@@ -1,0 +1,1 @@
+"""What is said: transcriptions, captions, error rates, and whether two runs differ."""

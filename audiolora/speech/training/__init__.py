@@ -1,0 +1,1 @@
+"""What every speech training shares: clips, settings, the Trainer, several devices."""

@@ -1,0 +1,1 @@
+"""Whisper: weights, adapters, training, decoding, and other programs' formats."""
