@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from audiolora.speech.ctc.collate import ctc_features
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.frames import FrameCount, ctc_network, hears_padding
 from audiolora.speech.data.audio import SAMPLE_RATE_HZ
+from audiolora.speech.texts.transcribing import evaluating, progress_bar
 
 Decoder = Callable[[np.ndarray], str]
 """From log-probabilities (frames, vocabulary) float32 of one clip to its text."""
@@ -119,7 +119,7 @@ def ctc_log_probs(
     device = next(network.parameters()).device
     batches = _batches([len(clip) for clip in clips], batch_size, alone=hears_padding(model, extractor))
     # no_grad and not inference_mode: a tensor that an adapter layer caches here may be met by a later backward
-    with _evaluating(model), _bar(len(clips), progress) as advance:
+    with evaluating(model), progress_bar(len(clips), progress) as advance:
         for batch in batches:
             features = ctc_features(processor, [clips[index] for index in batch])
             with torch.no_grad():
@@ -159,27 +159,3 @@ def _batches(lengths: Sequence[int], batch_size: int, *, alone: bool) -> Iterato
     for indices in groups.values():
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("transcribing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # on stderr: on stdout it would stand among the texts
-    with Progress(*columns, console=Console(stderr=True), disable=not show or total == 0) as bar:
-        row = bar.add_task("transcribing", total=total)
-        yield lambda n: bar.advance(row, n)

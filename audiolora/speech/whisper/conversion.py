@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder
-from audiolora.speech.whisper.merging import TOLERANCE, MergeError, merge_adapter
+from audiolora.speech.merged import same_logits
+from audiolora.speech.whisper.merging import merge_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,7 @@ def _write_openai(whisper: LoadedWhisper, path: Path) -> float:
             model(input_features=features, decoder_input_ids=tokens).logits
             for model in (build_whisper(dims, tensors), whisper.model)
         )
-    return _same(found, expected, "openai-whisper")
+    return same_logits(found, expected, "the model for openai-whisper")
 
 
 def _write_ctranslate2(whisper: LoadedWhisper, folder: Path) -> float:
@@ -157,7 +158,7 @@ def _write_ctranslate2(whisper: LoadedWhisper, folder: Path) -> float:
     with torch.no_grad():
         expected = whisper.model(input_features=features, decoder_input_ids=read).logits[0]
     found = torch.stack([torch.from_numpy(np.array(step)) for step in answer.logits[0]])
-    return _same(found, expected[tokens.shape[1] - 1 :][: len(found)], "CTranslate2")
+    return same_logits(found, expected[tokens.shape[1] - 1 :][: len(found)], "the model for CTranslate2")
 
 
 def _example(whisper: LoadedWhisper) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,22 +171,6 @@ def _example(whisper: LoadedWhisper) -> tuple[torch.Tensor, torch.Tensor]:
     features = torch.randn(1, config.num_mel_bins, frames, generator=generator) * 0.5  # log-mel lies in about [-1, 1.5]
     prompt = [config.decoder_start_token_id, whisper.model.generation_config.no_timestamps_token_id]
     return features, torch.tensor([prompt])
-
-
-def _same(found: torch.Tensor, expected: torch.Tensor, program: str) -> float:
-    """The largest difference.
-
-    Raises:
-        MergeError: it is over the tolerance.
-    """
-    difference = float((found.float() - expected).abs().max()) if found.shape == expected.shape else float("nan")
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:  # also where it is NaN
-        raise MergeError(
-            f"the model for {program} is not the same function: on a test input its logits {tuple(found.shape)} differ "
-            f"by {difference:.3g}, and rounding explains {allowed:.1g}; nothing was written"
-        )
-    return difference
 
 
 def _ctranslate2() -> Any:

@@ -7,14 +7,14 @@ drawn is seeded by the piece, so a text does not depend on what stands beside it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from audiolora.speech.texts.recordings import Piece, Recording, pieces_of, read_pieces, recording_of
+from audiolora.speech.texts.transcribing import evaluating, progress_bar
 from audiolora.speech.texts.transcription import Segment, Transcription, join_overlapping
 from audiolora.speech.whisper.context import MAX_FRAMES, ContextMode, ContextPolicy
 from audiolora.speech.whisper.decoding import WhisperDecoding
@@ -161,7 +161,7 @@ def transcribe_recordings(
     found: list[list[list[Segment]]] = [[[] for _ in plan] for plan in plans]
     total = sum(map(len, plans))
     # no_grad and not inference_mode: a tensor that an adapter layer caches here may be met by a later backward
-    with torch.no_grad(), _evaluating(model), _progress_bar(total, progress) as advance:
+    with torch.no_grad(), evaluating(model), progress_bar(total, progress) as advance:
         for portion in _portions(recordings, plans, languages):
             while portion:
                 again: list[Heard] = []
@@ -232,27 +232,3 @@ def _token_limit(whisper: WhisperForConditionalGeneration, max_new_tokens: int |
     if max_new_tokens is not None and not 0 < max_new_tokens <= room:
         raise ValueError(f"max_new_tokens must be between 1 and {room}, got {max_new_tokens}")
     return room if max_new_tokens is None else max_new_tokens
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("transcribing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # on stderr: on stdout it would stand among the texts
-    with Progress(*columns, console=Console(stderr=True), disable=not show or total == 0) as bar:
-        row = bar.add_task("transcribing", total=total)
-        yield lambda n: bar.advance(row, n)

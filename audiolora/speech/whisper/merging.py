@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
 from audiolora.speech.card import SOURCES
+from audiolora.speech.merged import MergeError, adapter_name, check_out, same_logits
 from audiolora.speech.whisper.adapter import (
     FORMAT,
     INFO_FILE,
@@ -29,9 +30,6 @@ from audiolora.speech.whisper.adapter import (
 
 if TYPE_CHECKING:
     import torch
-
-TOLERANCE = 1e-4
-"""The largest difference of logits between adapted and merged model, as a share of the largest logit (at least 1)."""
 
 _CARD = """---
 base_model: {info.base_model}
@@ -61,10 +59,6 @@ _CONTEXTS = {
     "transcribe` does. Padded to 30 s, as other programs do, it makes more errors.",
     "full": "It was trained at 30 s of audio context (`full`), Whisper's own.",
 }
-
-
-class MergeError(ValueError):
-    """A merged model that could not be written, or is not the same function as the adapted one."""
 
 
 @dataclass(frozen=True)
@@ -172,31 +166,6 @@ def merge_adapter(
     return Merged(out, described, difference, size_bytes)
 
 
-def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
-    """Nothing if a merged model may be written to ``out``.
-
-    Args:
-        out: a folder, there or not.
-        sources: what must not be deleted with it: adapter and base.
-        overwrite: replace a model that is there.
-
-    Raises:
-        ValueError: it may not.
-    """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder with --out")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise ValueError(
-            f"{out} is not empty; name another folder with --out, or replace the model in it with --overwrite"
-        )
-    if any(source.resolve().is_relative_to(out.resolve()) for source in sources):
-        raise ValueError(f"{out} holds the adapter or its base model; name another folder with --out")
-    if not (out / "config.json").is_file():
-        raise ValueError(f"{out} holds something else than a model (no config.json), which --overwrite does not delete")
-
-
 def _save(model: Any, processor: Any, folder: Path) -> None:
     """What `from_pretrained` reads: weights, config, generation config, tokenizer and feature extractor."""
     from safetensors import SafetensorError
@@ -236,20 +205,7 @@ def _difference(expected: torch.Tensor, folder: Path) -> float:
     from transformers import WhisperForConditionalGeneration
 
     merged = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    difference = float((_test_logits(merged) - expected).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:  # also where it is NaN
-        raise MergeError(
-            f"the merged model is not the adapted one: on a test input its logits differ by {difference:.3g}, and "
-            f"rounding explains {allowed:.1g}; nothing was written"
-        )
-    return difference
-
-
-def adapter_name(adapter: Path) -> str:
-    """What people call it: the run's name, or the folder's."""
-    folder = adapter.resolve()
-    return folder.parent.name if folder.name == "adapter" else folder.name
+    return same_logits(_test_logits(merged), expected)
 
 
 def _card(title: str, described: MergedInfo, info: AdapterInfo, difference: float, adapter: Path) -> str:

@@ -23,7 +23,7 @@ from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.merging import merge_ctc_adapter
 from audiolora.speech.ctc.vocabulary import Vocabulary
 from audiolora.speech.data.audio import read_audio
-from audiolora.speech.whisper.merging import MergeError
+from audiolora.speech.merged import MergeError
 from tests.speech.ctc.ctc_place import place, save_run
 from tests.speech.tiny_ctc import save_base
 

@@ -11,8 +11,9 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from audiolora.run import Run
+from audiolora.speech.merged import MergeError
 from audiolora.speech.whisper.adapter import load_adapted
-from audiolora.speech.whisper.merging import MergedInfo, MergeError, merge_adapter, read_merged
+from audiolora.speech.whisper.merging import MergedInfo, merge_adapter, read_merged
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
 
