@@ -120,7 +120,7 @@ def test_merge_keeps_to_its_rules(there: Path, said: Any, tmp_path: Path, monkey
     (tmp_path / "full/notes.txt").write_text("mine")
     assert "is not empty" in said("merge", there / "run", "--out", tmp_path / "full").err
     assert "no config.json" in said("merge", there / "run", "--out", tmp_path / "full", "--overwrite").err
-    monkeypatch.setattr("audiolora.speech.ctc.merging.TOLERANCE", -1.0)
+    monkeypatch.setattr("audiolora.speech.merged.TOLERANCE", -1.0)
     with pytest.raises(MergeError, match="the merged model is not the adapted one"):
         merge_ctc_adapter(there / "run", tmp_path / "merged", log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
