@@ -85,7 +85,7 @@ from pathlib import Path
 from audiolora.speech.checks.measuring import measure_clips
 from tests.speech.checks.bomb import Bomb
 print("started", flush=True)
-measure_clips([Bomb(Path({str(clips[0])!r}), wait_s=0.05 + i / 1e6) for i in range(2000)], workers=2, progress=False)
+measure_clips([Bomb(Path({str(clips[0])!r}), wait_s=0.05 + i / 1e6) for i in range(8000)], workers=2, progress=False)
 """
     main = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     main.stdout.readline()
@@ -95,9 +95,9 @@ measure_clips([Bomb(Path({str(clips[0])!r}), wait_s=0.05 + i / 1e6) for i in ran
         workers = psutil.Process(main.pid).children(recursive=True)
     time.sleep(0.5)
     main.send_signal(how)
-    _, errors = main.communicate(timeout=20)
+    _, errors = main.communicate(timeout=60)  # of the 200 s that the clips take
     assert (b"KeyboardInterrupt" in errors) == (how == signal.SIGINT) and b"clip_worker" not in errors
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    gone, alive = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == 2 and not alive
 
 
