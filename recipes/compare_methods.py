@@ -38,6 +38,8 @@ def main(
     parameters: int | None = None,
     epochs: int | None = None,
     train_clips: int | None = None,
+    test: int | float | None = None,
+    dev: int | float | None = None,
     fleet: Annotated[FleetSpan, Parameter(name="*")] = FleetSpan(),  # noqa: B008
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -66,6 +68,9 @@ def main(
         parameters: of every adapter; by default 150,000 for speech, 30,000 for ctc and 4,000 for sensor.
         epochs: passes over the training data; by default 3 for speech and ctc, 12 for sensor.
         train_clips: how many training clips are used, 0 for all; by default 160 for speech and 1000 for ctc.
+        test: clips held out to measure on, for speech and ctc: a number, or a share below 1; by default 100, or for ctc
+            the data's own test part.
+        dev: clips held out to choose rates and epochs by, likewise; by default 40, or for ctc the data's own part.
         engine: local, or ray: ways spread over a cluster (pip install "audiolora[ray]"); OUT must be seen by all of it.
         address: of a running Ray cluster, such as auto; by default one is begun on this machine.
         jobs: ways at once on this machine; the times in the table are ratios, but memory must hold them all.
@@ -85,7 +90,7 @@ def main(
 
     # What is compared, and the run's folder: a finished one is shown again, an interrupted one continues.
     console = Console()
-    speech = {"model": model, "channel": channel, "train_clips": train_clips}
+    speech = {"model": model, "channel": channel, "train_clips": train_clips, "test": test, "dev": dev}
     made = make_task(task, data=data, epochs=epochs, speech=speech, sensor={"shift": shift, "span": fleet})
     check_ways(ways)
     if ways:  # one that the network cannot take is told before any work

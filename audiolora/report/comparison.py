@@ -182,9 +182,15 @@ def write_comparison_report(path: str | os.PathLike[str], report: ComparisonRepo
         headings=[*_headings(report.unit)],
         cells=cells,
         ways_svg=ways_chart(report.rows, report.unit),
-        sizes_svg=size_chart(report.rows, report.unit) if any(row.trained for row in report.rows) else None,
+        sizes_svg=size_chart(report.rows, report.unit) if _sizes_differ(report.rows) else None,
     )
     write_text(path, page)
+
+
+def _sizes_differ(rows: Sequence[WayRow]) -> bool:
+    """At equal parameters, error over parameters shows nothing."""
+    sizes = [row.trained for row in rows if row.trained]
+    return bool(sizes) and max(sizes) >= 2 * min(sizes)
 
 
 def _headings(unit: str) -> tuple[str, ...]:

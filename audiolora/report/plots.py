@@ -70,7 +70,7 @@ def loss_chart(
     dev: Sequence[tuple[int, float]],
     *,
     step: str = "optimiser step",
-    loss: str = "cross-entropy, nats",
+    loss: str = "loss, nats",
 ) -> Markup:
     """Loss over steps: training as a line, development with a marker at each evaluation.
 

@@ -67,7 +67,7 @@ def test_a_ctc_model_to_its_table(tmp_path, capsys):
     ways = ("frozen", "lora-attention", "lora-attention-ffn", "lora")
     recipe(
         task="ctc", model=str(tmp_path / "base"), data=str(write_clips(tmp_path / "clips", 24)), channel="noise20dB",
-        ways=ways, learning_rates=(1e-2,), seeds=2, epochs=1, parameters=2500, name="tiny", out=tmp_path,
+        test=6, dev=4, ways=ways, learning_rates=(1e-2,), seeds=2, epochs=1, parameters=2500, name="tiny", out=tmp_path,
     )  # fmt: skip
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
     assert tuple(row["way"] for row in summary["rows"]) == ways and summary["unit"] == "WER %"
