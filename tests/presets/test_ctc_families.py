@@ -15,7 +15,7 @@ from torch import nn
 
 import audiolora
 from audiolora.presets import preset_for, resolve_targets
-from tests.speech.tiny_ctc import ATTENTION_REFUSED, FAMILIES, sound, tiny_ctc
+from tests.speech.ctc.saved_models import ATTENTION_REFUSED, FAMILIES, sound, tiny_ctc
 
 CONVOLUTIONS = {
     "Data2VecAudioForCTC": 4 + 3,

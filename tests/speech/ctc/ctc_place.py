@@ -13,7 +13,7 @@ from audiolora.speech.ctc.adapter import adapt_ctc, describe_ctc, save_ctc_adapt
 from audiolora.speech.ctc.models import LoadedCtc, load_ctc
 from audiolora.speech.ctc.vocabulary import Vocabulary
 from tests.export.ctc_models import clips
-from tests.speech.tiny_ctc import save_base
+from tests.speech.ctc.saved_models import save_base
 
 
 def save_run(

@@ -25,7 +25,7 @@ from audiolora.speech.ctc.vocabulary import Vocabulary
 from audiolora.speech.data.audio import read_audio
 from audiolora.speech.merged import MergeError
 from tests.speech.ctc.ctc_place import place, save_run
-from tests.speech.tiny_ctc import save_base
+from tests.speech.ctc.saved_models import save_base
 
 
 @pytest.fixture(scope="module")

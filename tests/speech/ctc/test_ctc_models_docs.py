@@ -11,7 +11,7 @@ import pytest
 from audiolora import cli
 from audiolora.presets import conformer, wav2vec2
 from tests.speech.ctc.ctc_place import place
-from tests.speech.tiny_ctc import save_base
+from tests.speech.ctc.saved_models import save_base
 
 PAGE = (Path(__file__).parents[3] / "docs" / "speech" / "ctc_models.md").read_text("utf-8")
 

@@ -19,7 +19,7 @@ from audiolora.speech.ctc.models import load_ctc
 from audiolora.speech.ctc.vocabulary import Vocabulary, encoder
 from audiolora.speech.whisper.openai_format import WeightsError
 from tests.export.ctc_models import LETTERS
-from tests.speech.tiny_ctc import FAMILIES, save_base, sound
+from tests.speech.ctc.saved_models import FAMILIES, save_base, sound
 
 UPPER = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAON'")
 
