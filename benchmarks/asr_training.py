@@ -129,11 +129,11 @@ def waiting(clips: Clips, rounds: int) -> list[Row]:
 def error_rates_by_context(clips: dict[str, Clips]) -> list[Row]:
     """The same training at the clips' own length and at 30 s, each decoded as it was trained."""
     rows = []
-    train = Clips(clips["train"].utterances[:120], clips["train"].channel)
+    train = Clips(clips["train"].utterances[:240], clips["train"].channel)
     for context in ("auto", "full"):
         whisper = load_whisper(MODEL, log=_silent)
         net = _ours(whisper.model)
-        settings = TrainingSettings(epochs=3, context=context)
+        settings = TrainingSettings(epochs=5, context=context)
         with tempfile.TemporaryDirectory() as folder:
             train_whisper(net, whisper.processor, train, clips["dev"], settings, Path(folder))
         texts = transcribe(net, whisper.processor, clips["test"].audios(), context=context, progress=False)
