@@ -87,7 +87,10 @@ from tests.speech.checks.bomb import Bomb
 print("started", flush=True)
 measure_clips([Bomb(Path({str(clips[0])!r}), wait_s=0.05 + i / 1e6) for i in range(8000)], workers=2, progress=False)
 """
-    main = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    main = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     main.stdout.readline()
     workers: list[psutil.Process] = []
     while len(workers) < 2:
