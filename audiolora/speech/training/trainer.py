@@ -123,3 +123,18 @@ def _checkpointing(kind: type[TrainingArguments], on: bool) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def finished_history(trainer: Any, settings: TrainingSettings) -> list[dict[str, float]]:
+    """The history of a Trainer that has ended.
+
+    Raises:
+        ValueError: no epoch had a finite development loss, so that there is no best one.
+    """
+    if trainer.state.best_model_checkpoint is None:
+        raise ValueError(
+            f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
+            "tenth of it, and start the run anew"
+        )
+    history: list[dict[str, float]] = trainer.state.log_history
+    return history

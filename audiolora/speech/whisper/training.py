@@ -16,7 +16,7 @@ from audiolora.speech.training.global_batch import GlobalBatchLoss
 from audiolora.speech.training.sampling import OrdersClips
 from audiolora.speech.training.settings import TrainingSettings
 from audiolora.speech.training.sharding import whole_afterwards
-from audiolora.speech.training.trainer import resume_point, trainer_arguments, trainer_callbacks
+from audiolora.speech.training.trainer import finished_history, resume_point, trainer_arguments, trainer_callbacks
 from audiolora.speech.whisper.collate import WhisperCollator
 from audiolora.speech.whisper.context import ContextPolicy, audio_context
 
@@ -98,12 +98,7 @@ def train_whisper(
     )
     with _masking(config, settings.spec_augment), whole_afterwards(model, trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.best_model_checkpoint is None:
-        raise ValueError(
-            f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
-            "tenth of it, and start the run anew"
-        )
-    return trainer.state.log_history
+    return finished_history(trainer, settings)
 
 
 @contextmanager
