@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,24 @@ def same_logits(found: torch.Tensor, expected: torch.Tensor, called: str = "the 
             f"{difference:.3g}, and rounding explains {allowed:.1g}; nothing was written"
         )
     return difference
+
+
+def save_plain(model: Any, processor: Any, folder: Path) -> None:
+    """What ``from_pretrained`` reads: weights, configs, tokenizer and feature extractor; readable like other files.
+
+    Raises:
+        MergeError: the weights could not be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except SafetensorError as error:
+        raise MergeError(f"{folder.parent}: the merged model could not be written: {error}; free some space") from error
+    folder.chmod(0o755)  # mkdtemp made it private, and safetensors its file
+    for file in folder.iterdir():
+        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:

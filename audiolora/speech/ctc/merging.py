@@ -13,7 +13,7 @@ from audiolora.files import replace_folder, write_json, write_text
 from audiolora.speech.card import SOURCES
 from audiolora.speech.ctc.adapter import CtcInfo, load_adapted_ctc, read_ctc_info
 from audiolora.speech.ctc.collate import ctc_features
-from audiolora.speech.merged import MergeError, adapter_name, check_out, same_logits
+from audiolora.speech.merged import adapter_name, check_out, same_logits, save_plain
 from audiolora.speech.whisper.adapter import FORMAT, INFO_FILE, adapter_folder
 
 if TYPE_CHECKING:
@@ -108,29 +108,16 @@ def merge_ctc_adapter(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _save(merged, loaded.processor, scratch)
+        save_plain(merged, loaded.processor, scratch)
         difference = _difference(kind, scratch, given, expected)
         write_json(scratch / INFO_FILE, asdict(described))
         names = {"kind": kind.__name__, "processor": type(loaded.processor).__name__}
         write_text(scratch / "README.md", _card(out.name, info, described, difference, folder, names))
-        for file in scratch.iterdir():  # mkdtemp made the folder private, and safetensors its file
-            file.chmod((scratch / "config.json").stat().st_mode)
-        scratch.chmod(0o755)
         size_bytes = sum(file.stat().st_size for file in scratch.iterdir())
         replace_folder(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return MergedCtc(out, kind.__name__, described, difference, size_bytes)
-
-
-def _save(model: Any, processor: Any, folder: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    except SafetensorError as error:
-        raise MergeError(f"{folder.parent}: the merged model could not be written: {error}; free some space") from error
 
 
 def _test_input(processor: Any) -> dict[str, torch.Tensor]:

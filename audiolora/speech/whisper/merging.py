@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
 from audiolora.speech.card import SOURCES
-from audiolora.speech.merged import MergeError, adapter_name, check_out, same_logits
+from audiolora.speech.merged import adapter_name, check_out, same_logits, save_plain
 from audiolora.speech.whisper.adapter import (
     FORMAT,
     INFO_FILE,
@@ -147,7 +147,10 @@ def merge_adapter(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _save(merged, whisper.processor, scratch)
+        save_plain(merged, whisper.processor, scratch)
+        spelling = getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None)
+        if spelling is not None:  # transformers reads this file, but its fast tokenizer does not write it
+            write_text(scratch / "normalizer.json", json.dumps(spelling, ensure_ascii=False))
         difference = _difference(expected, scratch)
         described = MergedInfo(
             info.base_model,
@@ -164,23 +167,6 @@ def merge_adapter(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Merged(out, described, difference, size_bytes)
-
-
-def _save(model: Any, processor: Any, folder: Path) -> None:
-    """What `from_pretrained` reads: weights, config, generation config, tokenizer and feature extractor."""
-    from safetensors import SafetensorError
-
-    try:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    except SafetensorError as error:
-        raise MergeError(f"{folder.parent}: the merged model could not be written: {error}; free some space") from error
-    spelling = getattr(processor.tokenizer, "english_spelling_normalizer", None)
-    if spelling is not None:  # transformers reads this file, but its fast tokenizer does not write it
-        write_text(folder / "normalizer.json", json.dumps(spelling, ensure_ascii=False))
-    folder.chmod(0o755)  # mkdtemp made it private, and safetensors its file
-    for file in folder.iterdir():
-        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def _test_logits(model: Any) -> torch.Tensor:
