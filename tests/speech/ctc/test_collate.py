@@ -70,12 +70,12 @@ def test_frames_are_those_that_the_model_makes(tmp_path, family):
     assert frames(200) == 0 and frames(1) == 0
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "layer_norm"),
+    [(family, layer_norm) for family in FAMILIES for layer_norm in (False, True) if not (layer_norm and family in MEL)],
+)
 def test_who_hears_the_padding(tmp_path, family, layer_norm):
     """In float64: the logits of a clip in a batch are those of it alone exactly where `hears_padding` says so."""
-    if layer_norm and family in MEL:
-        pytest.skip("it has no such setting")
     loaded = tiny_ctc(tmp_path, family, layer_norm=layer_norm)
     model, audios = loaded.model.double(), clips(9000, 4001, 2305)
     frames = FrameCount.of(model, loaded.processor.feature_extractor)
