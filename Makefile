@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
+.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-quantisers test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -136,6 +136,17 @@ test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyct
 test-programs: .venv-programs/.ready  ## an adapted Whisper in openai-whisper and faster-whisper
 	$(TEST_ENV) .venv-programs/bin/python -m pytest -m "slow or not slow" tests/programs
 
+# Libraries that quantise Linears, in an environment of their own that sees .venv's packages.
+.venv-quantisers/.ready: $(READY) tests/quantisers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-quantisers
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-quantisers/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	.venv-quantisers/bin/python -m pip install --quiet --no-deps -r tests/quantisers/requirements.txt
+	@touch $@
+
+test-quantisers: .venv-quantisers/.ready  ## models whose Linears bitsandbytes or torchao has quantised
+	$(TEST_ENV) .venv-quantisers/bin/python -m pytest -m "slow or not slow" tests/quantisers
+
 # onnxruntime-web (MIT) as npm has it: two files of it are what the page in examples/browser loads.
 ORT_WEB := examples/browser/vendor
 $(ORT_WEB)/.ready: examples/browser/vendor.sha256
@@ -188,5 +199,5 @@ demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for e
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-lm .venv-programs .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-lm .venv-programs .venv-quantisers .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

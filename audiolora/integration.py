@@ -36,6 +36,7 @@ from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.lycoris_linear import compilable
 from audiolora.layers.participation import stop_watching, watch_participation
 from audiolora.layers.peft_methods import REPLACEMENTS
+from audiolora.layers.quantized import packed_elsewhere
 from audiolora.layers.quantized_linear import refuses_merge
 
 _peft_dispatch_default = lora_model.dispatch_default
@@ -78,6 +79,11 @@ def _lycoris_layer(model_class: type[BaseTuner], layer_class: type[LycorisConv1d
         base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
         convolution = isinstance(base, STOCK) or has_convolution_weight(base)
         if isinstance(target, model_class.tuner_layer_cls) or not convolution:
+            if isinstance(base, nn.Linear) and (packed := packed_elsewhere(base._parameters.get("weight"))):
+                raise ValueError(
+                    f"{current_key}: its weight is {packed}, quantised by something else, which LoHa and LoKr of PEFT "
+                    "cannot merge into; take LoRA, or audiolora.quantize(model) over the float weights"
+                )
             try:
                 create_and_replace(self, config, adapter_name, target, target_name, parent, current_key)
             except TypeError as error:

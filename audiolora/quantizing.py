@@ -2,7 +2,7 @@
 
 The scheme (`conv.quantized`) is the one that ``export(quantize="int8")`` writes: a device runs the very int8 weights
 that an adapter was trained over. Linears have it too: bitsandbytes and torchao choose scales of their own, which no
-exported graph could be equal to. (A model whose Linears they have quantised keeps those; name the convolutions here.)
+exported graph could be equal to. (A model whose Linears they have quantised keeps those.)
 """
 
 import re
@@ -18,7 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from audiolora.integration import enable
 from audiolora.layers.any_convolution import STOCK, has_convolution_weight
-from audiolora.layers.quantized import KINDS, dequantize_weight, quantization_of, quantize_weight
+from audiolora.layers.quantized import KINDS, dequantize_weight, packed_elsewhere, quantization_of, quantize_weight
 from audiolora.layers.weight_norm import parametrizations_of
 from audiolora.presets.preset import modules_of
 
@@ -44,7 +44,8 @@ def quantize(
         model: without adapters.
         bits: 8 (per output channel, 4 × smaller than float32) or 4 (in groups, 7 × smaller).
         target_modules: as PEFT has it: names or ends of names, or a regular expression over whole names. None: every
-            ``nn.Conv1d``, ``nn.ConvTranspose1d`` and ``nn.Linear`` whose weight is no other module's too.
+            ``nn.Conv1d``, ``nn.ConvTranspose1d`` and ``nn.Linear`` whose weight is no other module's too and is not
+            quantised yet, here or by another library.
         kind: of 4 bits, ``"nf4"`` (the default, QLoRA's) or ``"int4"``.
         group_size: of 4 bits, how many values of an output channel share a scale.
 
@@ -134,8 +135,8 @@ def refused(module: nn.Module, shared: frozenset[int] = frozenset()) -> str | No
     for source in sources:
         if isinstance(source, nn.UninitializedParameter):
             return "its weight has no shape before the model has run; run the model once first"
-        if not source.is_floating_point() or source.dtype.itemsize == 1:
-            return f"its weight is {source.dtype}, quantised by something else; float weights can be"
+        if (packed := packed_elsewhere(source)) is not None:
+            return f"its weight is {packed}, quantised by something else; float weights can be"
         if id(source) in shared:
             return "its weight is another module's too, which would keep it in float; untie them first"
         if not source.is_meta and not source.isfinite().all():
@@ -182,7 +183,7 @@ def _chosen(model: nn.Module, target_modules: str | Sequence[str] | None) -> dic
             for name, module in modules.items()
             if isinstance(module, (*STOCK, nn.Linear))
             and quantization_of(module) is None
-            and not any(id(source) in shared for source in _sources(module) or [])
+            and not any(id(source) in shared or packed_elsewhere(source) for source in _sources(module) or [])
         }
         if not chosen:
             raise ValueError(

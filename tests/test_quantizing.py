@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import audiolora
+from audiolora.export import export
 from audiolora.layers.quantized import codes_of, quantization_of
 from tests.untouched import everything, same
 
@@ -231,3 +232,18 @@ def test_every_method_trains_over_it_and_is_what_it_is_over_the_rounded_weights(
         model.merge_and_unload()
     merged = audiolora.dequantize(model).merge_and_unload()
     torch.testing.assert_close(merged(X), loaded(X), rtol=1e-4, atol=1e-5)
+
+
+def test_what_another_library_has_quantised_is_left_and_refused_by_its_name(tmp_path: Any) -> None:
+    net = tiny()
+    net.proj.weight = nn.Parameter(
+        torch.zeros(5, 12, dtype=torch.int8), requires_grad=False
+    )  # as bitsandbytes keeps it
+    with pytest.raises(ValueError, match=r"proj: its weight is torch.int8, quantised by something else"):
+        audiolora.quantize(net, target_modules=["conv", "proj"])
+    with pytest.raises(ValueError, match=r"^proj: its weight is torch.int8.*take LoRA"):
+        audiolora.adapt(net, "lokr", r=2, targets=["conv", "proj"])
+    with pytest.raises(ValueError, match=r"^proj: its weight is torch.int8.*no exported graph"):
+        export(net, tmp_path / "bundle", X)
+    audiolora.quantize(net)
+    assert [name for name, module in net.named_modules() if quantization_of(module)] == ["conv", "up"]

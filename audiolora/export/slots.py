@@ -32,11 +32,12 @@ from torch.nn.utils import parametrize
 from audiolora.conv.factors import LowRank, inverse_norm, lora_delta, lora_weight, scaled, stored
 from audiolora.export.manifests import TensorSpec
 from audiolora.layers.adalora import RANKNUM_EPSILON, AdaLoraConv1d
+from audiolora.layers.any_convolution import STOCK
 from audiolora.layers.base import WeightSpaceLayer
 from audiolora.layers.lora import LoraConv1d
 from audiolora.layers.lycoris import LycorisConv1d
 from audiolora.layers.participation import stop_watching
-from audiolora.layers.quantized import quantization_of
+from audiolora.layers.quantized import packed_elsewhere, quantization_of
 from audiolora.layers.weight_norm import modernise_weight_norm
 from audiolora.quantizing import dequantize
 
@@ -120,7 +121,18 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of a network to work on: float32, on the CPU, in evaluation mode."""
+    """A copy of a network to work on: float32, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: a weight that another library has quantised, whose numbers no graph would have.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, (*STOCK, nn.Linear)) and (packed := packed_elsewhere(module._parameters.get("weight"))):
+            raise ValueError(
+                f"{path}: its weight is {packed}, quantised by something else, and no exported graph would be equal to "
+                "it; train over audiolora.quantize(model) instead, whose weights are the very ones exported, or export "
+                "over the float base"
+            )
     attributes = (value for module in model.modules() for value in vars(module).values())
     # The old weight norm keeps its result as an attribute, with a graph, which torch does not copy.
     computed = [value for value in attributes if isinstance(value, torch.Tensor) and not value.is_leaf]

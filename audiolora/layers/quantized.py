@@ -87,6 +87,16 @@ def quantization_of(module: nn.Module) -> QuantizedWeight | None:
     return first if isinstance(first, QuantizedWeight) else None
 
 
+def packed_elsewhere(weight: torch.Tensor | None) -> str | None:
+    """What another library keeps a weight in ("torch.int8", "torchao's Int8Tensor"); None if it is plain floats."""
+    if weight is None:
+        return None
+    kind = type(weight.data)  # torchao's tensors say that they are float32
+    if kind.__module__.partition(".")[0] == "torchao":
+        return f"torchao's {kind.__name__}"
+    return None if weight.is_floating_point() and weight.dtype.itemsize > 1 else str(weight.dtype)
+
+
 def pass_codes_on(module: nn.Module, name: str, on: bool) -> None:
     """Whether an adapter's map on the tensor ``name`` takes the codes themselves; nothing if there are none."""
     quantization = quantization_of(module) if name == "weight" else None
