@@ -74,13 +74,25 @@ def model_card(
         info=info,
         tag=tag,
         decoding=f"{decoding}\n\n" if decoding else "",
-        language=f"language: {language}\n" if language != "und" else "",
+        language=header_language(language if language != "und" else None),
         before=_cells(before),
         after=_cells(after),
         notes="\n\n".join(notes),
         sources=SOURCES,
         attribution="\n".join(f"- {line}" for line in attribution),
     )
+
+
+def header_language(language: str | None) -> str:
+    """The header's line, "" for no language. Norwegian's code is quoted: bare, YAML takes ``no`` for false.
+
+    Example:
+        >>> header_language("it"), header_language("no")
+        ('language: it\\n', "language: 'no'\\n")
+    """
+    from huggingface_hub.utils import yaml_dump
+
+    return yaml_dump({"language": language}) if language else ""
 
 
 def _cells(rates: ErrorRates) -> str:

@@ -1,4 +1,7 @@
-from audiolora.speech.card import model_card
+import pytest
+from huggingface_hub import ModelCard
+
+from audiolora.speech.card import header_language, model_card
 from audiolora.speech.texts.metrics import ErrorRates, Interval
 from audiolora.speech.whisper.adapter import AdapterInfo
 
@@ -29,6 +32,13 @@ def test_the_header_is_the_hubs():
         "language": "it",
     }
     assert header(card())["language"] == "en"  # an English-only model
+
+
+@pytest.mark.parametrize("language", ["no", "nn", "it", "pt-BR"])
+def test_the_hub_reads_the_language(language):
+    """Bare, YAML takes Norwegian's code for false, and the hub refuses a card whose language is no text."""
+    assert ModelCard(card(language)).data.language == language
+    assert ModelCard(f"---\n{header_language(language)}---\n").data.language == language
 
 
 def test_the_card_says_figures_context_notes_and_sources():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.speech.card import SOURCES
+from audiolora.speech.card import SOURCES, header_language
 from audiolora.speech.ctc.adapter import CtcInfo, load_adapted_ctc, read_ctc_info
 from audiolora.speech.ctc.collate import ctc_features
 from audiolora.speech.merged import adapter_name, check_out, same_logits, save_plain
@@ -159,7 +159,7 @@ def _card(
         adapter=described.adapter,
         title=title,
         difference=difference,
-        language=f"language: {info.language}\n" if info.language else "",
+        language=header_language(info.language),
         figures="\n".join(line for line in text.splitlines() if line.startswith("|")),
         sources=(heading + sources).strip(),
         **names,

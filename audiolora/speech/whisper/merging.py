@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.files import replace_folder, write_json, write_text
-from audiolora.speech.card import SOURCES
+from audiolora.speech.card import SOURCES, header_language
 from audiolora.speech.merged import adapter_name, check_out, same_logits, save_plain
 from audiolora.speech.whisper.adapter import (
     FORMAT,
@@ -203,7 +203,7 @@ def _card(title: str, described: MergedInfo, info: AdapterInfo, difference: floa
         info=described,
         title=title,
         difference=difference,
-        language=f"language: {info.language or 'en'}\n",
+        language=header_language(info.language or "en"),
         figures="\n".join(line for line in text.splitlines() if line.startswith("|")),
         context=_CONTEXTS[described.context],
         sources=(heading + sources).strip(),
