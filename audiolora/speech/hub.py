@@ -78,7 +78,7 @@ def push_adapter(
     from huggingface_hub import HfApi
 
     folder = adapter_folder(path)
-    if not _REPO.fullmatch(repo):
+    if not _is_repo(repo):
         raise ValueError(f"{repo!r} is no name of a repository on the hub; give user/name")
     if version is not None and not _VERSION.fullmatch(version):
         raise ValueError(f"version {version!r}: letters, digits, dots, dashes and underscores, such as v1 or 2026.11")
@@ -117,12 +117,24 @@ def local_adapter(name: str | Path) -> Path:
     """
     path = Path(name).expanduser()
     repo, _, version = str(name).partition("@")
-    if path.exists() or not _REPO.fullmatch(repo):
+    if path.exists() or not _is_repo(repo):
         return path  # what is wrong with it is told by whoever reads it
     from huggingface_hub import snapshot_download
 
     with _told(f"{path} is no folder here, and as a name on the hub: "):
         return Path(snapshot_download(repo, revision=version or None))
+
+
+def _is_repo(name: str) -> bool:
+    """Whether the hub could have a repository of this name; ``user/my--calls`` it could not."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return _REPO.fullmatch(name) is not None
 
 
 def _name_the_base(stage: Path, base: str | None) -> None:
@@ -178,8 +190,11 @@ def _told(prefix: str = "") -> Iterator[None]:
     """What the hub's client raises, as an error in a line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    from audiolora.speech.whisper.weights import transport_errors
+
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, *transport_errors()) as error:
+        said = str(error).strip() or type(error).__name__  # a time-out says nothing
         remedy = "log in with `hf auth login`, and check the name and your connection (HF_HUB_OFFLINE, HF_ENDPOINT)"
-        raise HubError(f"{prefix}{str(error).strip().splitlines()[0]}; {remedy}") from error
+        raise HubError(f"{prefix}{said.splitlines()[0]}; {remedy}") from error

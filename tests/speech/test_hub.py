@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 from audiolora.files import write_json
 from audiolora.speech.hub import HubError, local_adapter, push_adapter
+from audiolora.speech.whisper.weights import transport_errors
 from tests.speech.fake_hub import Hub, running_hub
 from tests.speech.tiny_run import tiny_run
 from tests.speech.tiny_whisper import tiny_whisper
@@ -92,7 +93,12 @@ def test_a_base_that_only_this_machine_has_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("repo", "version", "message"),
-    [("calls", None, "no name of a repository"), ("user/calls", "v 1", "letters, digits"), ("a/b/c", None, "no name")],
+    [
+        ("calls", None, "no name of a repository"),
+        ("user/calls", "v 1", "letters, digits"),
+        ("a/b/c", None, "no name"),
+        *((name, None, "no name of a repository") for name in ("user/my--calls", "user/a..b", "user/calls.git")),
+    ],
 )
 def test_names_that_are_none(run: Path, repo: str, version: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -104,8 +110,22 @@ def test_offline_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         local_adapter("user/calls@v1")
 
 
+def test_a_hub_that_cannot_be_reached_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own errors of transport are no OSErrors; a time-out's text is empty."""
+    transport: type[BaseException] = transport_errors()[-1]
+    for said, told in (("[Errno 111] Connection refused", "Connection refused"), ("", transport.__name__)):
+
+        def fails(*_: object, said: str = said, **__: object) -> None:
+            raise transport(said)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fails)
+        with pytest.raises(HubError, match=rf"^(\[Errno 111\] )?{told}; log in with `hf auth login`.*connection"):
+            push_adapter(run, "user/calls", base=BASE)
+
+
 def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_json("runs/demo/settings.json", {})
     assert local_adapter("runs/demo") == Path("runs/demo")
-    assert local_adapter("no/such/folder") == Path("no/such/folder")
+    for name in ("no/such/folder", "runs/my--run", "runs/run."):  # no names on the hub either
+        assert local_adapter(name) == Path(name)

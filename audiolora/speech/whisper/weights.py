@@ -117,14 +117,14 @@ def hub_obstacle() -> str | None:
         answer = session.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S, follow_redirects=True)
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set"
-    except _transport_errors() as error:
+    except transport_errors() as error:
         return f"the hub {constants.ENDPOINT} cannot be reached: {error}"
     if answer.status_code >= 400:  # a proxy that blocks, or a hub that is down
         return f"the hub {constants.ENDPOINT} answers with status {answer.status_code}"
     return None
 
 
-def _transport_errors() -> tuple[type[BaseException], ...]:
+def transport_errors() -> tuple[type[BaseException], ...]:
     """What huggingface_hub's HTTP client raises when there is no connection; the client was renamed on the way."""
     import importlib
     import importlib.util
