@@ -151,7 +151,18 @@ def _name_the_base(stage: Path, base: str | None) -> None:
     write_json(stage / _CONFIG, config | {"base_model_name_or_path": name})
     card = stage / _CARD
     if card.is_file() and name != info["base_model"]:
-        card.write_text(card.read_text(encoding="utf-8").replace(info["base_model"], name), encoding="utf-8")
+        card.write_text(_renamed(card.read_text(encoding="utf-8"), info["base_model"], name), encoding="utf-8")
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """The card with its base under another name: a path wherever it stands, a bare word where it names the base.
+
+    A folder called ``whisper`` must not take the card's other words "whisper" with it.
+    """
+    before = (
+        "" if "/" in old or "\\" in old else r"(?<=base_model: )|(?<=adapter for )|(?<=Base model: )|(?<=directory )"
+    )
+    return re.sub(rf"(?:{before}){re.escape(old)}(?![\w/-])", lambda _: new, text)
 
 
 def _complete_the_card(stage: Path, run: Path, version: str | None, licence: str | None) -> None:

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from audiolora.files import write_json
-from audiolora.speech.hub import HubError, local_adapter, push_adapter
+from audiolora.speech.card import model_card
+from audiolora.speech.hub import HubError, _name_the_base, local_adapter, push_adapter
+from audiolora.speech.texts.metrics import error_rates
+from audiolora.speech.whisper.adapter import AdapterInfo
 from audiolora.speech.whisper.weights import transport_errors
 from tests.speech.fake_hub import Hub, running_hub
 from tests.speech.tiny_run import tiny_run
@@ -89,6 +93,23 @@ def test_what_the_hub_refuses_is_told_in_a_line(run: Path, hub: tuple[Hub, dict[
 def test_a_base_that_only_this_machine_has_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="base model is .*which nobody else has; give its name on the hub with --base"):
         push_adapter(run, "user/calls")
+
+
+@pytest.mark.parametrize("old", ["whisper", "models/whisper", "/home/me/whisper"])
+def test_the_card_s_other_words_stay_when_the_base_is_named(tmp_path: Path, old: str) -> None:
+    """By the card that a run over a local folder leaves; "whisper" is a tag of it too, and part of other words."""
+    rates = error_rates(["one two"], ["one"], normalize=str.lower, resamples=10)
+    said = {"tag": "whisper", "decoding": "As any whisper does.", "language": "en", "notes": [f"Not {old}-large."]}
+    sources = [f"Base model: {old}; the local directory {old}"]
+    info = AdapterInfo(old, "0", "auto", "en")
+    text = model_card("whisper", "Trained.", info, rates, rates, **said, attribution=sources)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    for file in ("audiolora.json", "adapter_config.json"):
+        write_json(tmp_path / file, {"base_model": old})
+    _name_the_base(tmp_path, BASE)
+    named = replace(info, base_model=BASE)
+    wanted = model_card("whisper", "Trained.", named, rates, rates, **said, attribution=[sources[0].replace(old, BASE)])
+    assert (tmp_path / "README.md").read_text("utf-8") == wanted
 
 
 @pytest.mark.parametrize(
