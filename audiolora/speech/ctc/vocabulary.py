@@ -26,6 +26,7 @@ BLANK, UNKNOWN, DELIMITER = "<pad>", "<unk>", "|"
 Case = Literal["lower", "upper", "kept"]
 
 _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´＇"), "'")
+_LONE_ACCENTS = dict.fromkeys(map(ord, "¨¯¸˘˙˚˛˜˝΄￣"), " ")
 # Punctuation that is read out as a word: dropping it would make a transcript that is not what is said.
 _SPOKEN = frozenset("%&@#*§/\\†‰")
 _DOTTED_I = frozenset({"tr", "az"})  # languages where I is the capital of ı, and İ of i
@@ -180,7 +181,8 @@ def _case_of(letters: Iterable[str]) -> Case:
 
 
 def _folded(text: str, case: Case, language: str | None) -> str:
-    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    # Before NFKC, which makes a space and a combining mark, a letter's, of an accent that stands alone (´ ¨).
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES).translate(_LONE_ACCENTS))
     if case == "kept":
         return text
     if language in _DOTTED_I:

@@ -39,6 +39,7 @@ def upper(tmp_path: Path) -> Wav2Vec2Processor:
         (["IĞDIR"], {}, "dğir"),
         (["istanbul"], {"language": "tr", "case": "upper"}, "ABLNSTUİ"),
         (["cafe\u0301 ﬁn"], {}, "acfiné"),  # NFKC: one letter é, and fi out of the ligature
+        (["don´t don`t", "a ¨ b ˜c"], {}, "'abcdnot"),  # accents that stand alone are apostrophes, or nothing
         (["7 up 20% & c/o"], {}, "027copu"),  # symbols that are read out are no letters
         (["мир", "мирʼя"], {}, "'имря"),
         (["हिन्दी"], {}, "हिन्दी"),  # combining vowels and virama are letters of their own
@@ -74,6 +75,7 @@ def test_what_is_no_alphabet(call: Any, said: str) -> None:
         ("Don’t stop!", "DON'T STOP"),
         ("well-known  “facts”, e.g. this", "WELL KNOWN FACTS E G THIS"),
         ("'tis the dogs'", "TIS THE DOGS"),
+        ("don´t ¨stop¨", "DON'T STOP"),
         ("50% of x|y", "50% OF X Y"),
         ("Straße", "STRASSE"),
     ],
