@@ -80,7 +80,7 @@ def limits_of_model(name: str, *, language: str | None = None, log: Callable[[st
     return replace(
         _of_letters(name, loaded.processor, language),
         encode=encode,
-        misfit=lambda text, duration_s: target_fault(frames, encode, text, int(duration_s * SAMPLE_RATE_HZ)),
+        misfit=lambda text, duration_s: target_fault(frames, encode, text, round(duration_s * SAMPLE_RATE_HZ)),
     )
 
 

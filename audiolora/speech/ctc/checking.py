@@ -50,7 +50,7 @@ def check_for_ctc(
         data,
         stretch=stretch,
         encode=encode,
-        misfit=lambda text, length_s: target_fault(frames, encode, text, int(length_s * SAMPLE_RATE_HZ)),
+        misfit=lambda text, length_s: target_fault(frames, encode, text, round(length_s * SAMPLE_RATE_HZ)),
         skip_bad=skip_bad,
         bad_rows=bad_rows,
         progress=progress,

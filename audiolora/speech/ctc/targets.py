@@ -113,7 +113,7 @@ def target_faults(
     """
     frames, encode = FrameCount.of(model, processor.feature_extractor), target_encoder(processor, language)
     for utterance, duration_s in zip(utterances, durations_s, strict=True):
-        n_samples = int(duration_s * SAMPLE_RATE_HZ)
+        n_samples = round(duration_s * SAMPLE_RATE_HZ)
         fault = target_fault(frames, encode, utterance.text, n_samples, mask_time_length=mask_time_length)
         yield None if fault is None else f"{utterance.where}: {fault}"
 

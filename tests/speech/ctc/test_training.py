@@ -12,10 +12,11 @@ import soundfile
 import torch
 
 from audiolora.speech.ctc.adapter import adapt_ctc
+from audiolora.speech.ctc.checking import check_for_ctc
 from audiolora.speech.ctc.collate import CtcCollator, ctc_features
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.settings import CtcTrainingSettings
-from audiolora.speech.ctc.targets import frames_needed
+from audiolora.speech.ctc.targets import check_targets, frames_needed
 from audiolora.speech.ctc.training import CtcTrainer, _config, _mask_settings, freeze, train_ctc
 from audiolora.speech.data.manifests import DataError, Utterance
 from tests.export.ctc_models import clips
@@ -183,6 +184,19 @@ def test_what_ctc_cannot_be_trained_on_is_told_by_row(job: Job, tmp_path: Path) 
     good = clips_of([u for i, u in enumerate(faulty.utterances, 1) if i in (2, 3, 9)])
     with pytest.raises(DataError, match="6 of 9"):
         train_ctc(loaded.model, loaded.processor, good, faulty, SETTINGS, tmp_path / "run")
+
+
+def test_a_target_may_take_each_frame_of_a_clip_of_any_length(job: Job, tmp_path: Path) -> None:
+    """n / 16 000 s times 16 000 is a little less than n of some: the clip has all its samples, and its last frame."""
+    loaded = job.loaded()
+    frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
+    lost = (n for n in range(1000, 160_000) if int(n / 16_000 * 16_000) < n)
+    n = next(n for n in lost if frames(n - 1) < frames(n))
+    soundfile.write(tmp_path / "a.wav", np.full(n, 0.01), 16_000)
+    text = ("ab" * frames(n))[: frames(n)]
+    utterance = Utterance("a", tmp_path / "a.wav", text, "calls.csv row 1")
+    assert check_for_ctc([utterance], loaded, progress=False) == [utterance]
+    check_targets(loaded.model, loaded.processor, clips_of([utterance]))
 
 
 @pytest.mark.parametrize("ids", [[3], [3, 3], [3, 4, 4, 4], [5, 6, 5, 5, 6, 6]])
