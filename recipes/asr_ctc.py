@@ -81,7 +81,7 @@ def main(
     from audiolora.speech.ctc.checking import check_for_ctc
     from audiolora.speech.ctc.decode import transcribe_ctc
     from audiolora.speech.ctc.models import load_ctc
-    from audiolora.speech.ctc.training import train_ctc
+    from audiolora.speech.ctc.training import long_enough_for_masks, train_ctc
     from audiolora.speech.ctc.vocabulary import build_vocabulary, spelling
     from audiolora.speech.data.manifests import read_all
     from audiolora.speech.data.prompts import BUILTIN
@@ -112,6 +112,7 @@ def main(
     utterances = check_for_ctc(read, ctc, language=language, stretch=sound.stretch, **how)
     split = split_utterances(utterances, test=test, dev=dev, seed=0)
     learnt, chosen_by, heard = (Clips(part, sound) for part in (split.train, split.dev, split.test))
+    learnt = long_enough_for_masks(learnt, ctc, training, language=language, skip_bad=how["skip_bad"])
     keep_split(split, run.folder / "split.json")
     console = Console(quiet=not process.is_main_process)
     console.print(f"[bold]{ctc.name}[/] from {ctc.origin}\n{sound.description}")

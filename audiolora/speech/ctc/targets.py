@@ -128,9 +128,14 @@ def check_targets(model: nn.Module, processor: Any, clips: Clips, **how: Any) ->
     Raises:
         DataError: those that cannot, by file and row, each with its reason.
     """
-    durations_s = [duration_s * clips.channel.stretch for duration_s in clips.durations_s]
-    found = target_faults(model, processor, clips.utterances, durations_s, **how)
+    found = clip_faults(model, processor, clips, **how)
     raise_faults([fault for fault in found if fault is not None], len(clips))
+
+
+def clip_faults(model: nn.Module, processor: Any, clips: Clips, **how: Any) -> list[str | None]:
+    """`target_faults` of clips as they sound after their channel."""
+    durations_s = [duration_s * clips.channel.stretch for duration_s in clips.durations_s]
+    return list(target_faults(model, processor, clips.utterances, durations_s, **how))
 
 
 def raise_faults(faults: Sequence[str], total: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,12 +18,17 @@ from audiolora.speech.ctc.collate import CtcCollator, Fits
 from audiolora.speech.ctc.frames import FrameCount, ctc_network
 from audiolora.speech.ctc.heads import head_of
 from audiolora.speech.ctc.settings import CtcTrainingSettings, Freeze
-from audiolora.speech.ctc.targets import check_targets
+from audiolora.speech.ctc.targets import check_targets, clip_faults, raise_faults
 from audiolora.speech.training.clips import Clips
 from audiolora.speech.training.global_batch import GlobalBatchLoss
 from audiolora.speech.training.sampling import OrdersClips
 from audiolora.speech.training.sharding import whole_afterwards
 from audiolora.speech.training.trainer import finished_history, resume_point, trainer_arguments, trainer_callbacks
+
+if TYPE_CHECKING:
+    from audiolora.speech.ctc.models import LoadedCtc
+
+logger = logging.getLogger(__name__)
 
 
 class CtcTrainer(OrdersClips, NamesAFullDisk, GlobalBatchLoss, Trainer):
@@ -122,6 +128,40 @@ def train_ctc(
     ):
         trainer.train(resume_from_checkpoint=checkpoint)
     return finished_history(trainer, settings)
+
+
+def long_enough_for_masks(
+    clips: Clips,
+    loaded: LoadedCtc,
+    settings: CtcTrainingSettings,
+    *,
+    language: str | None = None,
+    skip_bad: bool = False,
+) -> Clips:
+    """The training clips that are as long as a SpecAugment mask: all of them where none is to be masked.
+
+    Args:
+        clips: to train on.
+        loaded: the model, without adapters.
+        settings: of the training.
+        language: code of the texts' language.
+        skip_bad: leave the others out, logging each with its reason, instead of raising.
+
+    Raises:
+        DataError: clips that are shorter, by file and row.
+        ValueError: masks that the model does not have; or with `skip_bad`, no clip is left.
+    """
+    length = _mask_settings(ctc_network(loaded.model), settings).get("mask_time_length")
+    if length is None:
+        return clips
+    faults = clip_faults(loaded.model, loaded.processor, clips, language=language, mask_time_length=length)
+    found = [fault for fault in faults if fault is not None]
+    if not skip_bad:
+        raise_faults(found, len(clips))
+    for fault in found:
+        logger.warning("skipped %s", fault)
+    kept = [utterance for utterance, fault in zip(clips.utterances, faults, strict=True) if fault is None]
+    return Clips(kept, clips.channel) if found else clips
 
 
 def _mask_settings(network: Any, settings: CtcTrainingSettings) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from audiolora.speech.ctc.collate import CtcCollator, ctc_features
 from audiolora.speech.ctc.frames import FrameCount
 from audiolora.speech.ctc.settings import CtcTrainingSettings
 from audiolora.speech.ctc.targets import check_targets, frames_needed
-from audiolora.speech.ctc.training import CtcTrainer, _config, _mask_settings, freeze, train_ctc
-from audiolora.speech.data.manifests import DataError, Utterance
+from audiolora.speech.ctc.training import CtcTrainer, _config, _mask_settings, freeze, long_enough_for_masks, train_ctc
+from audiolora.speech.data.manifests import DataError, Utterance, read_utterances
 from tests.export.ctc_models import clips
 from tests.speech.ctc.tiny_ctc import FAMILIES, Job, clips_of, tiny_ctc, write_clips
 
@@ -184,6 +184,20 @@ def test_what_ctc_cannot_be_trained_on_is_told_by_row(job: Job, tmp_path: Path) 
     good = clips_of([u for i, u in enumerate(faulty.utterances, 1) if i in (2, 3, 9)])
     with pytest.raises(DataError, match="6 of 9"):
         train_ctc(loaded.model, loaded.processor, good, faulty, SETTINGS, tmp_path / "run")
+
+
+def test_clips_shorter_than_a_mask_are_told_or_left_out(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """The clips grow from one to the next; a mask as long as the third leaves the first two out."""
+    loaded, clips = job.loaded(), clips_of(read_utterances(job.manifest))
+    frames = FrameCount.of(loaded.model, loaded.processor.feature_extractor)
+    length = frames(len(clips[2]["audio"]))
+    settings = replace(SETTINGS, spec_augment=True, mask_time_prob=0.1, mask_time_length=length)
+    with pytest.raises(DataError, match=rf"^2 of 10 .*\n.*row 1: a mask of {length} frames is longer(.*\n)+.*row 2: "):
+        long_enough_for_masks(clips, loaded, settings)
+    kept = long_enough_for_masks(clips, loaded, settings, skip_bad=True)
+    assert [one.id for one in kept.utterances] == [f"clip{i}" for i in range(2, 10)]
+    assert [record.getMessage()[:8] for record in caplog.records] == ["skipped "] * 2
+    assert long_enough_for_masks(clips, loaded, SETTINGS) is clips
 
 
 def test_a_target_may_take_each_frame_of_a_clip_of_any_length(job: Job, tmp_path: Path) -> None:
