@@ -158,8 +158,9 @@ def _place_to_cut(levels: np.ndarray, least: int, overlap: int) -> tuple[int, bo
         return least + int(begins[longest] + ends[longest]) // 2, True
     if levels[least:].max() < SILENCE:
         return len(levels), True
-    smooth = np.convolve(levels[least : len(levels) - overlap // 2], np.ones(5) / 5, mode="same")
-    return least + int(np.argmin(smooth)), False
+    # Of five levels that are all there: padded with zeros at its ends, the mean would be least there.
+    smooth = np.convolve(levels[least : len(levels) - overlap // 2], np.ones(5) / 5, mode="valid")
+    return least + 2 + int(np.argmin(smooth)), False
 
 
 def read_pieces(recording: Recording, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:

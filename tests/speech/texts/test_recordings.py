@@ -71,6 +71,15 @@ def test_without_a_pause_neighbours_overlap() -> None:
     assert len(pieces) >= 3 and all(piece.overlap_s == pytest.approx(2.0, abs=0.1) for piece in pieces[:-1])
 
 
+def test_without_a_pause_the_cut_is_where_it_is_least_loud() -> None:
+    """The middle of the overlap, anywhere in the last 60 % of a piece: its ends are no quieter than they are."""
+    for quietest in (310, 500, 715):  # levels, 25 a second
+        levels = np.full(1500, 0.01)
+        levels[quietest - 2 : quietest + 3] = 0.007
+        first = pieces_of(Recording(Path("x"), "x", 60.0, levels), 30.0)[0]
+        assert first.end_s - first.overlap_s / 2 == pytest.approx(quietest / 25)
+
+
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 44100])
 def test_a_file_read_in_pieces_is_the_file_read_whole(tmp_path: Path, rate_hz: int) -> None:
     path = tmp_path / "x.flac"
