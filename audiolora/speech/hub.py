@@ -87,7 +87,7 @@ def push_adapter(
         shutil.copytree(folder, stage)
         _name_the_base(stage, base)
         _complete_the_card(stage, path, version, licence)
-        size = sum(file.stat().st_size for file in stage.iterdir())
+        size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         api = HfApi()
         with _told():
             made = api.create_repo(repo, private=private, exist_ok=True)
