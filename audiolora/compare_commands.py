@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,7 +60,7 @@ def compare(
             raise ValueError("--language goes with --normalize or --references: the runs' texts are normalised already")
         rules = None
     else:
-        known = [one.normalize["language"] for one in systems if one.normalize]
+        known = [one.normalize["language"] for one in systems if one.normalize and one.normalize["language"]]
         rules = Normalizer(normalize or "auto", language or next(iter(known), None))
     found = compare_systems(systems, normalize=rules, unit=unit, common=common, confidence=confidence, seed=seed)
     for note in found.notes:
@@ -91,4 +92,7 @@ def _systems(runs: tuple[Path, ...], references: Path | None) -> list[Hypotheses
         raise ValueError(f"{', '.join(files)}: not a run's folder; text files are compared with --references FILE")
     if len(runs) == 1:
         return list(read_texts(runs[0]))
-    return [read_texts(run)[1] for run in runs]
+    found = [read_texts(run)[1] for run in runs]
+    if len({one.name for one in found}) < len({run.resolve() for run in runs}):  # runs/en/demo and runs/it/demo
+        found = [replace(one, name=str(run)) for one, run in zip(found, runs, strict=True)]
+    return found

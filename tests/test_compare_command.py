@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audiolora import cli
+from audiolora.files import write_json
 from audiolora.run import open_run
 from audiolora.speech.texts.normalizing import Normalizer
 from audiolora.speech.texts.results import keep_texts
@@ -97,6 +98,30 @@ def test_other_rules_for_texts_are_refused_unless_one_is_named(tmp_path: Path, c
     assert command(first, second, "--normalize", "none", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["wer"]["value"] for one in found["systems"]] == [pytest.approx(300 / 9)] * 2  # Press, now., four
+
+
+def test_runs_of_one_name_are_told_by_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = kept(tmp_path / "a" / "demo", WORSE), kept(tmp_path / "b" / "demo")
+    assert command(first, second, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in found["systems"]] == [str(first), str(second)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_language_is_that_of_the_run_that_knows_it(tmp_path: Path, capsys: Any, order: int) -> None:
+    runs = [kept(tmp_path / "first"), kept(tmp_path / "second")]
+    rules = {"rules": "alphabet", "language": None, "spellings": 0}  # a CTC run that nobody told a language
+    write_json(runs[0] / "summary.json", {"normalize": rules})
+    assert command(*runs[::order], "--normalize", "auto", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["normalize"]["language"] == "en"
+
+
+def test_references_with_nothing_in_them_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said, written = tmp_path / "said.txt", tmp_path / "written.txt"
+    said.write_text("one\n\ntwo\n...\n", encoding="utf-8")
+    written.write_text("one\n\ntwo\nno\n", encoding="utf-8")
+    assert command(written, written, "--references", said) == 2
+    assert "nothing is left of 2 references by the rules basic (line 2, line 4)" in capsys.readouterr().err
 
 
 def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

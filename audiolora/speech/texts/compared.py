@@ -96,6 +96,9 @@ def compare(
     ids, notes = _shared(systems, common)
     rules = normalize.record() if normalize is not None else _same_rules(systems, ids)
     read: Callable[[str], str] = normalize or _AsCompared(_unspaced(rules))
+    written = [systems[0].texts[name] for name in ids]
+    references = [one.compared[0] if normalize is None and one.compared else read(one.reference) for one in written]
+    _check_references(ids, references, rules)
     scored = [_score(system, ids, read, normalize is None, unit, confidence) for system in systems]
     first = [one.errors for one in scored[0].errors]
     units = [one.words for one in scored[0].errors]
@@ -103,8 +106,6 @@ def compare(
         difference(first, [one.errors for one in other.errors], units, confidence=confidence, seed=seed)
         for other in scored[1:]
     )
-    written = [systems[0].texts[name] for name in ids]
-    references = [one.compared[0] if normalize is None and one.compared else read(one.reference) for one in written]
     speakers = [one.speaker for one in written]
     notes += _notes_of_facts(systems) + (
         ["Words are characters: the language is written without spaces."] if getattr(read, "unspaced", False) else []
@@ -148,6 +149,14 @@ def _shared(systems: Sequence[Hypotheses], common: bool) -> tuple[list[str], lis
     if not shared:
         raise ValueError(f"no utterance is shared: {'; '.join(faults)}")
     return shared, [f"Only the {len(shared)} shared utterances are compared: {fault}." for fault in faults]
+
+
+def _check_references(ids: Sequence[str], references: Sequence[str], rules: Mapping[str, Any]) -> None:
+    if empty := [name for name, text in zip(ids, references, strict=True) if not text.strip()]:
+        raise ValueError(
+            f"nothing is left of {len(empty)} references by the rules {rules['rules']} ({_some(empty)}): errors are "
+            "counted over what was said; mend them or leave them out, in the texts of each system too"
+        )
 
 
 def _unspaced(rules: Mapping[str, Any]) -> bool:
