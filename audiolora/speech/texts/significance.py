@@ -44,8 +44,8 @@ class Difference:
 
     @property
     def told_apart(self) -> bool:
-        """True where the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """True where the interval leaves zero out; never by a single utterance, which has no interval."""
+        return self.wins + self.ties + self.losses > 1 and (self.low > 0 or self.high < 0)
 
 
 def difference(

@@ -32,6 +32,12 @@ def test_by_hand() -> None:
     assert found.p_value == pytest.approx(0.2152, abs=1e-4)  # Student, 3 degrees of freedom
 
 
+def test_one_utterance_tells_nothing_apart() -> None:
+    found = difference([2], [1], [5])
+    assert (found.points, found.low, found.high, found.p_value) == (-20, -20, -20, None)
+    assert not found.told_apart
+
+
 def drawn(n: int, seed: int, rate: float = 0.3) -> tuple[list[int], list[int], list[int]]:
     rng = np.random.default_rng(seed)
     words = rng.integers(3, 15, n)
