@@ -118,7 +118,8 @@ class Normalizer:
         folded = str.maketrans({"I": "ı", "İ": "i"} if self._code in _DOTTED_I else {})
 
         def normalize(text: str) -> str:
-            found: str = basic(own(text).translate(folded)).strip()
+            # composed first: of an İ that is I and a dot, the I would be folded alone
+            found: str = basic(own(unicodedata.normalize("NFC", text)).translate(folded)).strip()
             return apart(found) if self.unspaced else found
 
         return normalize

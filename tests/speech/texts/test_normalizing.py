@@ -49,6 +49,7 @@ def test_the_two_ways_to_write_a_letter_are_one() -> None:
 
 def test_turkish_has_two_letters_i() -> None:
     assert Normalizer("auto", "tr")("DIŞ İL") == "dış il"
+    assert Normalizer("auto", "tr")(unicodedata.normalize("NFD", "DIŞ İL")) == "dış il"
     assert Normalizer("auto", "en-US", {})("DIS IL") == "dis il"
 
 
