@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from audiolora.speech.texts.normalizing import has_dotless_i
+
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
 
@@ -29,7 +31,6 @@ _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´＇"), "'")
 _LONE_ACCENTS = dict.fromkeys(map(ord, "¨¯¸˘˙˚˛˜˝΄￣"), " ")
 # Punctuation that is read out as a word: dropping it would make a transcript that is not what is said.
 _SPOKEN = frozenset("%&@#*§/\\†‰")
-_DOTTED_I = frozenset({"tr", "az"})  # languages where I is the capital of ı, and İ of i
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _folded(text: str, case: Case, language: str | None) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES).translate(_LONE_ACCENTS))
     if case == "kept":
         return text
-    if language in _DOTTED_I:
+    if has_dotless_i(language):
         text = text.replace("I", "ı").replace("İ", "i") if case == "lower" else text.replace("i", "İ")
     return unicodedata.normalize("NFC", text.lower() if case == "lower" else text.upper())
 

@@ -26,7 +26,7 @@ none: texts as they are.
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "km", "my", "bo"})
 """Languages written without spaces between words: a "word" of theirs is a character here, and CER the measure."""
 
-_DOTTED_I = frozenset({"tr", "az"})
+_DOTTED_I = frozenset({"tr", "az"})  # languages where I is the capital of ı, and İ of i
 _ENGLISH = frozenset({"en", "english"})
 _SPACELESS_SCRIPTS = ("CJK ", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO")
 _OF_LIBRARY = {
@@ -95,7 +95,7 @@ class Normalizer:
 
     @property
     def _code(self) -> str:
-        return (self.language or "").lower().partition("-")[0].partition("_")[0]
+        return _without_region(self.language)
 
     @property
     def _english(self) -> bool:
@@ -115,7 +115,7 @@ class Normalizer:
         basic = BasicTextNormalizer()
         basic.clean = without_symbols
         own = _of_library(self._code) if self.applied == "language" else str
-        folded = str.maketrans({"I": "ı", "İ": "i"} if self._code in _DOTTED_I else {})
+        folded = str.maketrans({"I": "ı", "İ": "i"} if has_dotless_i(self.language) else {})
 
         def normalize(text: str) -> str:
             # composed first: of an İ that is I and a dot, the I would be folded alone
@@ -123,6 +123,20 @@ class Normalizer:
             return apart(found) if self.unspaced else found
 
         return normalize
+
+
+def has_dotless_i(language: str | None) -> bool:
+    """Whether I is the capital of ı, and İ of i, as in Turkish and Azeri.
+
+    Example:
+        >>> has_dotless_i("tr-TR"), has_dotless_i("en"), has_dotless_i(None)
+        (True, False, False)
+    """
+    return _without_region(language) in _DOTTED_I
+
+
+def _without_region(language: str | None) -> str:
+    return (language or "").lower().partition("-")[0].partition("_")[0]
 
 
 def without_symbols(text: str) -> str:

@@ -36,6 +36,7 @@ def upper(tmp_path: Path) -> Wav2Vec2Processor:
         (["‘Quoted’ dogs' rock"], {}, "cdegkoqrstu"),  # apostrophes inside words alone
         (["¿Qué, niño? «Sí» — bien…"], {}, "bequiénoñsíb"),
         (["IĞDIR"], {"language": "tr"}, "dğır"),
+        (["IĞDIR"], {"language": "tr-TR"}, "dğır"),
         (["IĞDIR"], {}, "dğir"),
         (["istanbul"], {"language": "tr", "case": "upper"}, "ABLNSTUİ"),
         (["cafe\u0301 ﬁn"], {}, "acfiné"),  # NFKC: one letter é, and fi out of the ligature
