@@ -43,7 +43,9 @@ def write_arpa(texts: Iterable[str], path: str | Path, *, order: int = 3) -> Non
         raise ValueError(f"{path}: name it with .arpa at the end, by which it is known")
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}; try 3")
-    write_text(path, "\n".join(_lines(_probabilities(_counted(texts, order)))) + "\n")
+    found = _probabilities(_counted(texts, order))
+    # KenLM takes no model of single words alone: an empty list of pairs is one, and changes no probability.
+    write_text(path, "\n".join(_lines(found if order > 1 else [*found, {}])) + "\n")
 
 
 def _counted(texts: Iterable[str], order: int) -> list[Counter[NGram]]:

@@ -89,6 +89,16 @@ def test_kenlm_reads_it(tmp_path: Path) -> None:
         assert 10 ** theirs.score(text) == pytest.approx(total, rel=1e-4)
 
 
+def test_a_model_of_single_words_has_an_empty_list_of_pairs(tmp_path: Path) -> None:
+    """KenLM refuses a file without one, and what it reads of this one is the equation's."""
+    write_arpa(TEXTS, tmp_path / "words.arpa", order=1)
+    text = (tmp_path / "words.arpa").read_text("utf-8")
+    assert "ngram 1=6\nngram 2=0\n" in text and "\\2-grams:" in text
+    kenlm = pytest.importorskip("kenlm", reason="run with `make test-lm`")
+    total = by_equation(TEXTS, (), "a", 5) * by_equation(TEXTS, (), "</s>", 5)
+    assert 10 ** kenlm.Model(str(tmp_path / "words.arpa")).score("a") == pytest.approx(total, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("texts", "name", "order", "message"),
     [
