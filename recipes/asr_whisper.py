@@ -94,7 +94,7 @@ def main(
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks, base_bits=base_bits)
     asked |= {"test": test, "dev": dev, "normalize": normalize, "decoding": asdict(decoding)}
-    asked |= {**asdict(training), **asdict(texts)}
+    asked |= {"audio_column": audio_column, "text_column": text_column, **asdict(training), **asdict(texts)}
     process = this_process()
     run = open_together(out / name, asked, fresh=fresh)
     if run.finished:

@@ -113,6 +113,8 @@ def test_a_second_call_shows_the_run(finished: Path, call: Callable[..., Path], 
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     with pytest.raises(ValueError, match=r"mask_time_prob was None, now 0.1.*--fresh"):
         call(finished.parent, replace(TRAINING, spec_augment=True, mask_time_prob=0.1))
+    with pytest.raises(ValueError, match=r"text_column was 'text', now 'said'.*--fresh"):
+        call(finished.parent, text_column="said")
 
 
 @pytest.mark.slow
