@@ -9,6 +9,7 @@ language model of words through a closed lexicon only.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,15 +185,18 @@ def arpa_words(path: Path) -> list[str]:
     """
     words, inside = [], False
     opened: Any = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("\\"):
-                if inside:
-                    break
-                inside = line.strip() == "\\1-grams:"
-            elif inside and line.strip():
-                # Tab or space between probability, word and, if an n-gram goes on from it, back-off weight.
-                words.append(line.split()[1])
+    try:
+        with opened(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("\\"):
+                    if inside:
+                        break
+                    inside = line.strip() == "\\1-grams:"
+                elif inside and line.strip():
+                    # Tab or space between probability, word and, if an n-gram goes on from it, back-off weight.
+                    words.append(line.split()[1])
+    except (UnicodeDecodeError, EOFError, IndexError, zlib.error) as error:  # another encoding, or cut off
+        raise ValueError(f"{path}: not an ARPA file in UTF-8 ({error}); make it anew") from error
     marks = {"<s>", "</s>", "<unk>", "<UNK>"}
     if not set(words) - marks:
         raise ValueError(f"{path}: no words in it (\\1-grams:); is it an ARPA file?")
@@ -224,7 +228,10 @@ def _library(decoding: CtcDecoding, alphabet: Alphabet) -> Any:
     labels = [*alphabet.labels, PIECE + _END if alphabet.pieces else _END]
     names = {"alpha": decoding.alpha, "beta": decoding.beta, "unk_score_offset": decoding.unknown_word}
     weights = {name: float(value) for name, value in names.items() if value is not None}
-    return build_ctcdecoder(labels, kenlm_model_path=str(path), unigrams=[*words, _END], **weights)
+    try:
+        return build_ctcdecoder(labels, kenlm_model_path=str(path), unigrams=[*words, _END], **weights)
+    except ValueError as error:  # KenLM's own
+        raise ValueError(f"lm {path}: cannot be read; make it anew with write_arpa or lmplz ({error})") from error
 
 
 def _words_of_model(path: Path) -> list[str]:

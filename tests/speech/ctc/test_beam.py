@@ -212,6 +212,12 @@ def test_words_of_an_arpa_file(arpa: Path, tmp_path: Path) -> None:
     (tmp_path / "no.arpa").write_text("hello\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is it an ARPA file"):
         arpa_words(tmp_path / "no.arpa")
+    whole = gzip.compress(arpa.read_bytes())
+    for name, damaged in (("latin.arpa", b"\\1-grams:\n-1\tpr\xe9\n"), ("cut.arpa.gz", whole[: len(whole) // 2]),
+                          ("short.arpa", b"\\1-grams:\n-1\n")):  # fmt: skip
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name}: not an ARPA file in UTF-8"):
+            arpa_words(tmp_path / name)
 
 
 @pytest.mark.usefixtures("library")
@@ -224,6 +230,10 @@ def test_a_model_or_a_hotword_that_cannot_be_written_is_told(tokenizer: Any, arp
     upper.write_text(ARPA.replace("a\t", "A\t").replace("b\t", "B\t").replace("\tab", "\tAB"), encoding="utf-8")
     with pytest.raises(ValueError, match="such as 'A'; it differs by case alone"):
         ctc_decoder(CtcDecoding(lm=str(upper)), tokenizer)
+    broken = tmp_path / "broken.arpa"
+    broken.write_text(ARPA.replace("ngram 1=", "ngram 1=9"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^lm .*broken.arpa: cannot be read; make it anew"):
+        ctc_decoder(CtcDecoding(lm=str(broken)), tokenizer)
     binary = tmp_path / "lm.bin"
     binary.write_bytes(b"mmap lm")
     with pytest.raises(ValueError, match="a binary model does not tell its words"):
