@@ -122,14 +122,14 @@ def ctc_transcriber(
 
 
 def _by_pieces(
-    recording: Recording, decode: Callable[[Sequence[np.ndarray]], list[str]], piece_s: float
+    recording: Recording, decode: Callable[[Sequence[np.ndarray], str], list[str]], piece_s: float
 ) -> Transcription:
     from audiolora.speech.texts.recordings import pieces_of, read_pieces
     from audiolora.speech.texts.transcription import Segment, Transcription
     from audiolora.speech.whisper.decode import joined
 
     plan = pieces_of(recording, piece_s)
-    texts = decode(list(read_pieces(recording, plan)))
+    texts = decode(list(read_pieces(recording, plan)), recording.name)
     said = [[Segment(p.start_s, p.end_s, text)] if text else [] for p, text in zip(plan, texts, strict=True)]
     return Transcription(recording.duration_s, tuple(joined(plan, said)))
 

@@ -61,8 +61,10 @@ def ctc_decoder(
     batch_size: int = 8,
     decoding: CtcDecoding = CtcDecoding(),  # noqa: B008
     log: Log = print,
-) -> Callable[[Sequence[np.ndarray]], list[str]]:
-    """What turns clips into texts, with a run's adapter or a plain CTC model.
+) -> Callable[[Sequence[np.ndarray], str], list[str]]:
+    """What turns the pieces of a recording into texts, with a run's adapter or a plain CTC model.
+
+    Of a piece that is too short for one frame, as the last of a recording may be, the text is empty.
 
     Args:
         adapter: a run's folder or an adapter's; or None.
@@ -71,7 +73,10 @@ def ctc_decoder(
         language, context: Whisper's; a CTC model takes neither.
         batch_size: clips decoded at once.
         decoding: see `CtcDecoding`.
-        log: called with a sentence for each thing worth knowing.
+        log: called with a sentence for each thing worth knowing, such as a recording that is too short as a whole.
+
+    Returns:
+        (pieces (L,) 16 kHz, what to call the recording) → their texts.
 
     Raises:
         ValueError: a language or a context, or what loading refuses.
@@ -85,7 +90,9 @@ def ctc_decoder(
     import torch
 
     from audiolora.speech.ctc.adapter import load_adapted_ctc
+    from audiolora.speech.ctc.beam import ctc_decoder as decoder_of
     from audiolora.speech.ctc.decode import transcribe_ctc
+    from audiolora.speech.ctc.frames import FrameCount
     from audiolora.speech.ctc.models import load_ctc
 
     model: Any
@@ -95,7 +102,23 @@ def ctc_decoder(
         loaded = load_ctc(str(name), log=log)
         model = loaded.model
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return lambda audios: transcribe_ctc(model, loaded.processor, audios, batch_size=batch_size, decoder=decoding)
+    decoder = decoder_of(decoding, loaded.processor.tokenizer)  # once: it may read a large language model
+    frames = FrameCount.of(model, loaded.processor.feature_extractor)
+
+    def texts_of(pieces: Sequence[np.ndarray], recording: str) -> list[str]:
+        heard = [index for index, piece in enumerate(pieces) if frames(len(piece)) > 0]
+        if not heard:
+            log(f"warning: {recording}: shorter than what the model makes one frame of, so its text is empty")
+        texts = [""] * len(pieces)
+        found = transcribe_ctc(
+            model, loaded.processor, [pieces[index] for index in heard], batch_size=batch_size, decoder=decoder,
+            names=[recording] * len(heard),
+        )  # fmt: skip
+        for index, text in zip(heard, found, strict=True):
+            texts[index] = text
+        return texts
+
+    return texts_of
 
 
 def _hub_type(name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoModelForCTC, AutoProcessor
 
@@ -85,6 +86,19 @@ def test_transcribe_with_a_run_and_with_its_base(there: Path, said: Any) -> None
 def test_what_a_ctc_model_does_not_take_is_refused(there: Path, said: Any, option: tuple[str, str]) -> None:
     told = said("transcribe", there / "clips", "--adapter", there / "run", *option)
     assert told.status == 2 and f"{option[0]} is Whisper's" in told.err and "CTC" in told.err
+
+
+def test_what_is_too_short_for_a_frame_says_nothing(there: Path, said: Any, tmp_path: Path) -> None:
+    """1.01 s of silence in pieces of at most 1 s: the last piece has 160 samples, and a frame takes 400."""
+    noise = 1e-4 * np.random.default_rng(0).standard_normal(16_160)
+    soundfile.write(tmp_path / "a.wav", noise, 16_000)
+    soundfile.write(tmp_path / "b.wav", noise[:160], 16_000)
+    told = said("transcribe", tmp_path, "--adapter", there / "run", "--json", "--piece", "1")
+    assert told.status == 0, told.err
+    model, loaded, _ = load_adapted_ctc(there / "run", log=lambda line: None)
+    alone = transcribe_ctc(model.eval(), loaded.processor, [read_audio(tmp_path / "a.wav")[:16_000]], progress=False)
+    assert [row["text"] for row in json.loads(told.out)] == [*alone, ""]
+    assert f"warning: {tmp_path / 'b.wav'}: shorter than what the model makes one frame of" in told.err
 
 
 def test_inspect_tells_the_alphabet(there: Path, said: Any) -> None:
