@@ -68,7 +68,7 @@ def push(
         version: a tag such as v1, which stays what it is.
         base: the base model's name on the hub, where the run was trained over a local folder.
         licence: the hub's id of the adapter's licence, such as mit or cc-by-4.0.
-        private: make the repository private.
+        private: make the repository private; one that is there and public is refused.
     """
     prepare_transformers()
     from audiolora.speech.hub import push_adapter

@@ -64,12 +64,13 @@ def push_adapter(
         version: a tag such as ``v1``, put on what is pushed.
         base: the hub's name of the base model, where the adapter was trained over a local folder.
         licence: the hub's id of the adapter's licence, such as ``mit``.
-        private: for a repository that is made.
+        private: make the repository private; one that is there and public is refused.
         log: called with a sentence for each thing worth knowing.
 
     Raises:
         ValueError: no adapter in ``path``, a name that is none, or a base that only this machine has.
-        HubError: the version exists already, or the hub refused (not logged in, no right to write, offline).
+        HubError: the version exists already, the repository is public, or the hub refused (not logged in, no right to
+            write, offline).
 
     Example:
         >>> push_adapter(Path("runs/calls"), "user/calls", version="v1").name  # doctest: +SKIP
@@ -86,11 +87,13 @@ def push_adapter(
         stage = Path(scratch) / "adapter"
         shutil.copytree(folder, stage)
         _name_the_base(stage, base)
-        _complete_the_card(stage, path, version, licence)
+        _complete_the_card(stage, folder.parent if folder.name == "adapter" else folder, version, licence)
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         api = HfApi()
         with _told():
             made = api.create_repo(repo, private=private, exist_ok=True)
+            if private and not api.repo_info(repo).private:  # it was there: the hub leaves it as it is
+                raise HubError(f"{repo} is there already, and public; make it private on the hub, or choose another")
             if version in [tag.name for tag in api.list_repo_refs(repo).tags]:
                 raise HubError(f"{repo} has a version {version} already, which others may use; choose another")
             called = f"adapter {version}" if version else "adapter"

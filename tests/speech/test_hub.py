@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -142,6 +144,42 @@ def test_a_hub_that_cannot_be_reached_is_told(run: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fails)
         with pytest.raises(HubError, match=rf"^(\[Errno 111\] )?{told}; log in with `hf auth login`.*connection"):
             push_adapter(run, "user/calls", base=BASE)
+
+
+class Told(Exception):
+    """Where a push would begin to upload."""
+
+
+@pytest.fixture
+def upload(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a push would upload: the card. The repository is there; "private" says whether the hub keeps it so."""
+    seen: dict[str, Any] = {"private": False}
+
+    def uploads(self: object, *, folder_path: Path, **_: object) -> None:
+        seen["card"] = ModelCard((folder_path / "README.md").read_text("utf-8"))
+        raise Told
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: "https://hub/user/calls")
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_refs", lambda *_, **__: SimpleNamespace(tags=[]))
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(private=seen["private"]))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", uploads)
+    return seen
+
+
+@pytest.mark.parametrize("inside", ["", "adapter"])
+def test_figures_are_told_of_a_run_and_of_its_adapter_s_folder(run: Path, upload: dict[str, Any], inside: str) -> None:
+    with pytest.raises(Told):
+        push_adapter(run / inside, "user/calls", base=BASE)
+    assert upload["card"].data.model_name == "calls"
+    assert [result.metric_type for result in upload["card"].data.eval_results] == ["wer", "cer"]
+
+
+def test_nothing_private_goes_to_a_public_repository(run: Path, upload: dict[str, Any]) -> None:
+    with pytest.raises(HubError, match="user/calls is there already, and public"):
+        push_adapter(run, "user/calls", base=BASE, private=True)
+    upload["private"] = True
+    with pytest.raises(Told):
+        push_adapter(run, "user/calls", base=BASE, private=True)
 
 
 def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
