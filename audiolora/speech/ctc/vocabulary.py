@@ -201,13 +201,18 @@ def _bare(text: str, letters: frozenset[str] | None) -> str:
     def bare(match: re.Match[str]) -> str:
         mark, before, after = match[0], text[: match.start()][-1:], text[match.end() :][:1]
         if mark == "'":
-            inside = before.isalnum() and after.isalnum()
+            inside = _is_letter(before) and _is_letter(after)
             return mark if inside and (letters is None or mark in letters) else ""
         if (letters is not None and mark in letters) or not _is_silent(mark):
             return mark
         return "" if unicodedata.category(mark) == "Cf" else " "
 
     return re.sub(r"[^\w\s]|_", bare, text)
+
+
+def _is_letter(mark: str) -> bool:
+    """Or a digit; also what is written on a letter, where the two are no letter of their own (ọ̀)."""
+    return mark != "" and (mark.isalnum() or unicodedata.category(mark)[0] == "M")
 
 
 def _is_silent(mark: str) -> bool:

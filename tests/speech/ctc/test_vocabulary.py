@@ -41,6 +41,7 @@ def upper(tmp_path: Path) -> Wav2Vec2Processor:
         (["istanbul"], {"language": "tr", "case": "upper"}, "ABLNSTUİ"),
         (["cafe\u0301 ﬁn"], {}, "acfiné"),  # NFKC: one letter é, and fi out of the ligature
         (["don´t don`t", "a ¨ b ˜c"], {}, "'abcdnot"),  # accents that stand alone are apostrophes, or nothing
+        (["ọ̀'n", "'n"], {}, "'nọ\u0300"),  # inside the word, though a mark stands before it
         (["7 up 20% & c/o"], {}, "027copu"),  # symbols that are read out are no letters
         (["мир", "мирʼя"], {}, "'имря"),
         (["हिन्दी"], {}, "हिन्दी"),  # combining vowels and virama are letters of their own
