@@ -81,6 +81,8 @@ def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
 
 
 def adapter_name(adapter: Path) -> str:
-    """What people call it: the run's name, or the folder's."""
+    """What people call it: the run's name, its name on the hub, or the folder's."""
     folder = adapter.resolve()
+    if folder.parent.name == "snapshots":  # the hub's cache calls folders by their commits
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
     return folder.parent.name if folder.name == "adapter" else folder.name
