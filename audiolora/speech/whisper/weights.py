@@ -178,13 +178,13 @@ def _check_complete(model: WhisperForConditionalGeneration, missing: Sequence[st
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise WeightsError(
-            f"{name}: no whole Whisper, its weights lack {', '.join(missing[:5])}{more}; give what save_pretrained of a "
-            "WhisperForConditionalGeneration wrote"
+            f"{name}: no whole Whisper, its weights lack {', '.join(missing[:5])}{more}; give what save_pretrained of "
+            "a WhisperForConditionalGeneration wrote"
         )
     if getattr(model.generation_config, "no_timestamps_token_id", None) is None:
         raise WeightsError(
-            f"{name}: its generation config has no no_timestamps_token_id, so it cannot say how its texts begin; put the "
-            "generation_config.json of the OpenAI model that it comes from beside its config.json"
+            f"{name}: its generation config has no no_timestamps_token_id, so it cannot say how its texts begin; put "
+            "the generation_config.json of the OpenAI model that it comes from beside its config.json"
         )
 
 
