@@ -62,7 +62,7 @@ def transcribe(
         skip_bad: leave files out that cannot be transcribed, each named with its reason, instead of stopping.
         out: write the texts into this file instead of to stdout.
     """
-    from audiolora.speech.texts.transcripts import Transcript, check_audio_files, find_audio, render, write_captions
+    from audiolora.speech.texts import transcripts as texts
     from audiolora.speech.transcribers import Wanted
 
     layout = _layout(format, json, timestamps, words)
@@ -72,9 +72,11 @@ def transcribe(
     if piece is not None and not 1 <= piece <= 30:
         raise ValueError(f"--piece must be between 1 and 30 s, got {piece:g}")
     _check_choice(adapter, model, base)
-    files = find_audio(audio)
+    files = texts.find_audio(audio)
     _check_out(out, folder=captions and len(files) > 1, layout=layout)
-    good, bad = check_audio_files(files)
+    if captions and len(files) > 1 and out is not None:
+        texts.caption_paths(files, layout, out)  # told before the work
+    good, bad = texts.check_audio_files(files)
     for problem in bad:
         say(f"left out: {problem}" if skip_bad else problem)
     if bad and not (skip_bad and good):
@@ -82,11 +84,11 @@ def transcribe(
         raise ValueError(f"{len(bad)} of {len(files)} files cannot be transcribed; {remedy}")
     wanted = Wanted(language, context, piece, decoding, timestamps, words, captions, batch_size, ctc)
     said = _transcriber(adapter, model, base, wanted)([recording for _, recording in good])
-    transcripts = [Transcript(path, one) for (path, _), one in zip(good, said, strict=True)]
+    transcripts = [texts.Transcript(path, one) for (path, _), one in zip(good, said, strict=True)]
     if captions and len(files) > 1 and out is not None:
-        write_captions(transcripts, layout, out)
+        texts.write_captions(transcripts, layout, out)
     else:
-        write_result(render(transcripts, layout, alone=len(files) == 1, timed=timestamps or words), out)
+        write_result(texts.render(transcripts, layout, alone=len(files) == 1, timed=timestamps or words), out)
     return EXIT_LEFT_OUT if bad else 0
 
 

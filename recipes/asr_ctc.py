@@ -95,9 +95,9 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, language=language, vocabulary=vocabulary)
-    asked |= {"method": method, "r": ranks, "freeze": freeze, "test": test, "dev": dev, **asdict(training)}
-    asked |= {"audio_column": audio_column, "text_column": text_column, **asdict(decoding)}
-    process, run = this_process(), open_together(out / name, asked, fresh=fresh)
+    asked |= {"audio_column": audio_column, "text_column": text_column, "test": test, "dev": dev, **asdict(training)}
+    asked |= {"method": method, "r": ranks, "freeze": freeze}
+    process, run = this_process(), open_together(out / name, asked | asdict(decoding), fresh=fresh)
     if run.finished:
         return speech_run.show(run)
 

@@ -1,6 +1,6 @@
 """Adapt a Whisper to the sound it has to understand: a channel, an accent, a language.
 
-    python recipes/asr_whisper.py --data calls.csv --model openai/whisper-small --name calls
+    python recipes/asr_whisper.py --data calls.csv --model openai/whisper-small --language en --name calls
     python recipes/asr_whisper.py --data prompts-en --channel gsm,noise10dB     # rehearse on real prompts
     accelerate launch recipes/asr_whisper.py --data calls.csv                   # several devices
 
@@ -93,8 +93,8 @@ def main(
     # The run's folder: a finished one is shown again, an interrupted one continues.
     ranks = {group: r for group, r in (("conv", r_conv), ("attention", r_attention), ("ffn", r_ffn)) if r}
     asked = dict[str, object](model=model, data=data, channel=channel, method=method, r=ranks, base_bits=base_bits)
-    asked |= {"test": test, "dev": dev, "normalize": normalize, "decoding": asdict(decoding)}
-    asked |= {"audio_column": audio_column, "text_column": text_column, **asdict(training), **asdict(texts)}
+    asked |= {"audio_column": audio_column, "text_column": text_column, "test": test, "dev": dev}
+    asked |= {"normalize": normalize, "decoding": asdict(decoding), **asdict(training), **asdict(texts)}
     process = this_process()
     run = open_together(out / name, asked, fresh=fresh)
     if run.finished:

@@ -2,7 +2,7 @@
 
     python recipes/compare_methods.py --task sensor
     python recipes/compare_methods.py --task sensor --data pumps.csv --shift none
-    python recipes/compare_methods.py --task speech --data calls.csv --model openai/whisper-small
+    python recipes/compare_methods.py --task speech --data calls.csv --model openai/whisper-small --language en
     python recipes/compare_methods.py --task ctc --data calls.csv --model facebook/wav2vec2-base-960h
 
 Each way is trained for the same steps: the learning rate is chosen on a
@@ -31,6 +31,7 @@ def main(
     data: str | None = None,
     model: str | None = None,
     channel: str | None = None,
+    language: str | None = None,
     shift: Literal["none", "sensor", "season", "recalibrate", "rate", "resample"] = "resample",
     ways: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     learning_rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1e-3, 3e-3, 1e-2),
@@ -60,6 +61,8 @@ def main(
             small one that is trained here from scratch.
         channel: simulated channels such as gsm,noise10dB, or clean for recordings as they are; by default invert for
             speech and ssb+500Hz for ctc.
+        language: for speech and ctc, what is spoken in rows that have no column "language", such as it; a multilingual
+            Whisper needs one.
         shift: for sensor, what is new about the unseen devices; as in recipes/sensor_forecast.py.
         ways: those to compare, by default all that the model can take: frozen, head, bias, full, lora-attention,
             lora-attention-ffn, lora-conv, lora, dora, loha, lokr, adalora, gmp, gmp-r, lora-int8, lora-nf4.
@@ -90,7 +93,8 @@ def main(
 
     # What is compared, and the run's folder: a finished one is shown again, an interrupted one continues.
     console = Console()
-    speech = {"model": model, "channel": channel, "train_clips": train_clips, "test": test, "dev": dev}
+    speech = {"model": model, "channel": channel, "language": language, "train_clips": train_clips, "test": test}
+    speech["dev"] = dev
     made = make_task(task, data=data, epochs=epochs, speech=speech, sensor={"shift": shift, "span": fleet})
     check_ways(ways)
     if ways:  # one that the network cannot take is told before any work

@@ -18,7 +18,7 @@ import soundfile
 from cyclopts import App
 
 import audiolora.speech.data.prompts as prompts
-from audiolora import cli, data_commands
+from audiolora import cli, data_commands, speech_commands
 from audiolora.speech.data.audio import read_audio
 from audiolora.speech.data.manifests import Utterance
 from audiolora.speech.whisper.adapter import load_adapted
@@ -166,6 +166,8 @@ def test_a_multilingual_adapter_keeps_its_language(
     assert audiolora("transcribe", place.clips[0], "--adapter", run).out == f"{italian}\n"
     warned = audiolora("transcribe", place.clips[0], "--adapter", run, "--language", "ru")
     assert warned.out == f"{russian}\n" and "trained on language it, decoded as ru" in warned.err
+    by_name = audiolora("transcribe", place.clips[0], "--adapter", run, "--language", "Italian")
+    assert by_name.out == f"{italian}\n" and "warning" not in by_name.err
     of_ctc = audiolora("transcribe", place.clips[0], "--adapter", run, "--beam-width", "8")
     assert of_ctc.status == 2 and "is a Whisper; leave it out" in of_ctc.err
     unknown = audiolora("transcribe", place.clips[0], "--adapter", run, "--language", "itt")
@@ -190,6 +192,19 @@ def test_faulty_files_stop_everything_or_are_left_out(
     assert skipped.err.count("left out: ") == 3
     nothing = audiolora("transcribe", *faulty, "--adapter", place.run, "--skip-bad")
     assert nothing.status == 2 and nothing.out == "" and "nothing is left to transcribe" in nothing.err
+
+
+def test_captions_of_one_name_are_told_before_the_work(
+    place: SimpleNamespace, audiolora: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one/x.wav", "two/x.flac"):
+        (tmp_path / name).parent.mkdir()
+        soundfile.write(tmp_path / name, np.full(800, 0.1), 8000)
+    monkeypatch.setattr(speech_commands, "_transcriber", lambda *_: pytest.fail("the model was loaded"))
+    how = ("--adapter", place.run, "--format", "srt", "--out", tmp_path / "out")
+    said = audiolora("transcribe", tmp_path / "one", tmp_path / "two", *how)
+    assert said.status == 2 and said.out == "" and "would both be" in said.err and "Traceback" not in said.err
+    assert "x.wav" in said.err and "x.flac" in said.err and not (tmp_path / "out").exists()
 
 
 def test_out_takes_the_texts(place: SimpleNamespace, audiolora: Callable[..., Said], tmp_path: Path) -> None:

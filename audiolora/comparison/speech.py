@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from audiolora.speech.checks.checking import check_for_whisper
 from audiolora.speech.data.audio import duration_s
 from audiolora.speech.data.manifests import read_utterances
 from audiolora.speech.data.prompts import BUILTIN
+from audiolora.speech.data.rows import DataError
 from audiolora.speech.data.split import keep_split, split_utterances
+from audiolora.speech.data.utterance import Utterance
 from audiolora.speech.sound.channels import parse_channel
 from audiolora.speech.texts.metrics import utterance_errors
 from audiolora.speech.training.clips import Clips
@@ -24,9 +27,12 @@ from audiolora.speech.training.settings import TrainingSettings
 from audiolora.speech.whisper.collate import WhisperCollator
 from audiolora.speech.whisper.context import ContextPolicy, audio_context
 from audiolora.speech.whisper.decode import transcribe
-from audiolora.speech.whisper.language import set_language, spoken_language, text_normalizer
+from audiolora.speech.whisper.decoding import WhisperTexts
+from audiolora.speech.whisper.language import compared_as, set_languages, spoken_language, text_normalizer
 from audiolora.speech.whisper.training import train_whisper
 from audiolora.speech.whisper.weights import load_whisper
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class SpeechTask:
         model: a hub name, a local directory or an OpenAI .pt.
         data: a manifest, a folder, a saved data set, or a built-in set such as prompts-en.
         channel: simulated channels, as the recipe asr_whisper takes them.
-        language: Whisper's code; taken from the name of a built-in set.
+        language: Whisper's code of what is spoken in rows that have no column "language"; taken from the name of a
+            built-in set.
         epochs: passes over the training clips, for every way.
         train_clips: how many are used; 0 for all.
         test, dev: sentences held out: a number, or a share below 1.
@@ -66,10 +73,12 @@ class SpeechTask:
     def open(self, folder: Path) -> OpenSpeechTask:
         """In any process; the split is the same everywhere."""
         whisper, sound = load_whisper(self.model), parse_channel(self.channel)
-        language = set_language(whisper.model, whisper.processor, spoken_language(self.data, self.language))
-        normalize = text_normalizer(whisper.processor, language)
+        texts = WhisperTexts(spoken_language(self.data, self.language))
+        short = _up_to(self.longest_s, read_utterances(self.data))
+        utterances, _ = set_languages(whisper.model, whisper.processor, short, texts)
+        normalize = text_normalizer(whisper.processor, compared_as(utterances))
         utterances = check_for_whisper(
-            [u for u in read_utterances(self.data) if duration_s(u.audio) <= self.longest_s],
+            utterances,
             whisper,
             normalize,
             stretch=sound.stretch,
@@ -79,7 +88,18 @@ class SpeechTask:
         split = replace(split, train=split.train[: self.train_clips or None])
         keep_split(split, folder / "split.json")
         parts = {name: Clips(getattr(split, name), sound) for name in ("train", "dev", "test")}
-        return OpenSpeechTask(self, whisper, parts, language, normalize)
+        return OpenSpeechTask(self, whisper, parts, normalize)
+
+
+def _up_to(longest_s: float, utterances: Sequence[Utterance]) -> list[Utterance]:
+    short = [utterance for utterance in utterances if duration_s(utterance.audio) <= longest_s]
+    if not short:
+        raise DataError(
+            f"{utterances[0].where}: none of {len(utterances)} clips lasts {longest_s:g} s or less; cut them"
+        )
+    if len(short) < len(utterances):
+        logger.warning("%d clips over %g s are left out", len(utterances) - len(short), longest_s)
+    return short
 
 
 class OpenSpeechTask:
@@ -88,11 +108,8 @@ class OpenSpeechTask:
     head: Sequence[str] = ("proj_out",)
     unit = "WER %"
 
-    def __init__(
-        self, task: SpeechTask, whisper: Any, parts: dict[str, Clips], language: str | None, normalize: Any
-    ) -> None:
-        self.task, self.whisper, self.parts = task, whisper, parts
-        self.language, self.normalize = language, normalize
+    def __init__(self, task: SpeechTask, whisper: Any, parts: dict[str, Clips], normalize: Any) -> None:
+        self.task, self.whisper, self.parts, self.normalize = task, whisper, parts, normalize
         self.steps = task.epochs * -(-len(parts["train"]) // TrainingSettings().batch_size)
 
     def base(self) -> nn.Module:
@@ -110,7 +127,7 @@ class OpenSpeechTask:
         adapted = any(parameter.requires_grad for parameter in net.parameters())
         texts = transcribe(
             net, self.whisper.processor, clips.audios(), context="auto" if adapted else "full",
-            language=self.language, progress=False,
+            language=clips.languages(), progress=False,
         )  # fmt: skip
         found = utterance_errors([u.text for u in clips.utterances], texts, normalize=self.normalize)
         return Scores(tuple(100.0 * u.errors for u in found), tuple(float(u.words) for u in found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -67,6 +67,7 @@ def whisper_transcriber(
 
     from audiolora.speech.whisper import decode
     from audiolora.speech.whisper.adapter import load_adapted
+    from audiolora.speech.whisper.language_tokens import language_code
     from audiolora.speech.whisper.merging import read_merged
     from audiolora.speech.whisper.weights import load_whisper
 
@@ -79,6 +80,7 @@ def whisper_transcriber(
     else:
         whisper = load_whisper(str(name), log=log)
         model, info = whisper.model, read_merged(Path(str(name)).expanduser())
+    wanted = replace(wanted, language=language_code(whisper.model, wanted.language))
     trained_at = info.context if info else "full"
     for warning in _warnings(info, trained_at, wanted):
         log(f"warning: {warning}")

@@ -176,6 +176,8 @@ def test_other_settings_are_refused_by_name(finished, call):
     other = replace(TRAINING, epochs=3)
     with pytest.raises(ValueError, match=r"channel was 'noise20dB', now 'gsm'; epochs was 2, now 3.*--fresh"):
         call(finished.parent, other, channel="gsm")
+    with pytest.raises(ValueError, match="text_column was 'text', now 'words'"):
+        call(finished.parent, text_column="words")
     assert summary(finished)["settings"]["epochs"] == 2
 
 

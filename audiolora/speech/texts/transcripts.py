@@ -156,13 +156,29 @@ def write_captions(transcripts: Sequence[Transcript], layout: Format, folder: Pa
     """
     from audiolora.files import write_text
 
-    named = {folder / f"{transcript.audio.stem}.{layout}": transcript for transcript in transcripts}
-    if len(named) != len(transcripts):
-        raise ValueError(f"{folder}: several files have one name, and so would their captions; take a folder at a time")
+    paths = caption_paths([transcript.audio for transcript in transcripts], layout, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for path, transcript in named.items():
+    for path, transcript in zip(paths, transcripts, strict=True):
         write_text(path, render([transcript], layout, alone=True))
-    return list(named)
+    return paths
+
+
+def caption_paths(files: Sequence[Path], layout: Format, folder: Path) -> list[Path]:
+    """Where the captions of each audio file go.
+
+    Raises:
+        ValueError: two of them would have one name.
+    """
+    of: dict[Path, Path] = {}
+    for file in files:
+        path = folder / f"{file.stem}.{layout}"
+        if path in of:
+            raise ValueError(
+                f"the captions of {_shown(of[path])} and of {_shown(file)} would both be {_shown(path)}; take a folder "
+                "at a time, or rename one"
+            )
+        of[path] = file
+    return list(of)
 
 
 def _shown(path: Path) -> str:

@@ -146,12 +146,14 @@ def read_description(path: Path, kind: type[Description], called: str) -> Descri
         ValueError: it is not what this version writes.
     """
     try:
-        info = kind(**json.loads(path.read_text(encoding="utf-8")))
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(said, dict) and said.get("format", FORMAT) == FORMAT:  # another may have other fields
+            return kind(**said)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not {called}: {error}") from None
-    if info.format != FORMAT:
-        raise ValueError(f"{path}: format {info.format}, and this audiolora reads {FORMAT}; upgrade it")
-    return info
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: not {called}: no JSON object")
+    raise ValueError(f"{path}: format {said['format']}, and this audiolora reads {FORMAT}; upgrade it")
 
 
 def read_info(folder: Path) -> AdapterInfo:

@@ -80,6 +80,11 @@ class WhisperDecoding:
         changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         if changed and not self.fallback:
             raise ValueError(f"{', '.join(changed)} without fallback does nothing; set fallback too")
+        if self.beams > 1 and self.attempts[0] > 0:
+            raise ValueError(
+                f"beams={self.beams} does nothing: what is drawn has no beams, and temperatures begin at "
+                f"{self.attempts[0]}; begin them with 0"
+            )
 
     @property
     def attempts(self) -> tuple[float, ...]:

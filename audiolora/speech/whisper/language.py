@@ -81,15 +81,19 @@ def set_languages(
     if not utterances:
         return [], None
     token = None if texts.language_token is None else language_code(model, texts.language_token)
-    found = [_code(model, utterance.language or texts.language, token) for utterance in utterances]
+    said = [utterance.language or texts.language for utterance in utterances]
+    by_said = {one: _code(model, one, token) for one in dict.fromkeys(said)}  # few, of however many rows
+    found = [by_said[one] for one in said]
     rows = zip(utterances, found, strict=True)
     faults = [f"{utterance.where}: {code}" for utterance, code in rows if isinstance(code, _Fault)]
     if faults:
         more = [f"… and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
         raise DataError("\n  ".join([f"the language of {len(faults)} utterances:", *faults[:_LISTED], *more]))
-    unknown = (isinstance(_code(model, one.language or texts.language), _Fault) for one in utterances)
-    if token is not None and not any(unknown):
-        raise ValueError(f"language token {token!r} does nothing: this Whisper knows every language of the data")
+    unknown = any(isinstance(_code(model, one), _Fault) for one in by_said)
+    if texts.language_token is not None and not unknown:
+        raise ValueError(
+            f"language token {texts.language_token!r} does nothing: this Whisper knows every language of the data"
+        )
     if texts.language is not None and all(one.language for one in utterances):
         if _code(model, texts.language, token) not in found:
             raise ValueError(

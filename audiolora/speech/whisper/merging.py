@@ -21,7 +21,6 @@ from audiolora.speech.merged import adapter_name, check_out, same_logits, save_p
 from audiolora.speech.whisper.adapter import (
     FORMAT,
     INFO_FILE,
-    AdapterInfo,
     adapter_folder,
     load_adapted,
     read_description,
@@ -136,6 +135,7 @@ def merge_adapter(
         True
     """
     from audiolora.quantizing import dequantize
+    from audiolora.speech.whisper.language_tokens import is_multilingual
 
     folder = adapter_folder(path)
     check_out(out, (folder, Path(base or read_info(folder).base_model).expanduser()), overwrite)
@@ -161,7 +161,8 @@ def merge_adapter(
             timestamps=info.timestamps,
         )
         write_json(scratch / INFO_FILE, asdict(described))
-        write_text(scratch / "README.md", _card(out.name, described, info, difference, folder))
+        language = info.language or ("mul" if is_multilingual(merged) else "en")  # of several, an adapter names none
+        write_text(scratch / "README.md", _card(out.name, described, language, difference, folder))
         size_bytes = sum(file.stat().st_size for file in scratch.iterdir())
         replace_folder(scratch, out)
     finally:
@@ -194,7 +195,7 @@ def _difference(expected: torch.Tensor, folder: Path) -> float:
     return same_logits(_test_logits(merged), expected)
 
 
-def _card(title: str, described: MergedInfo, info: AdapterInfo, difference: float, adapter: Path) -> str:
+def _card(title: str, described: MergedInfo, language: str, difference: float, adapter: Path) -> str:
     """The model card; figures and sources are the adapter card's."""
     card = adapter / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -203,7 +204,7 @@ def _card(title: str, described: MergedInfo, info: AdapterInfo, difference: floa
         info=described,
         title=title,
         difference=difference,
-        language=header_language(info.language or "en"),
+        language=header_language(language),
         figures="\n".join(line for line in text.splitlines() if line.startswith("|")),
         context=_CONTEXTS[described.context],
         sources=(heading + sources).strip(),

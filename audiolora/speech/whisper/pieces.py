@@ -111,7 +111,8 @@ class PieceDecoder:
             first = self.whisper.generation_config.no_timestamps_token_id + 1
             tokens, again_s = heard_until(decoded.tokens, first)
             rest = None if again_s is None else heard.after(again_s)
-            end_s = piece.end_s if again_s is None else piece.start_s + again_s
+            # it may write times behind the end of a clip that it hears with silence behind it
+            end_s = piece.end_s if again_s is None else min(piece.start_s + again_s, piece.end_s)
             stretches = split_at_timestamps(tokens, first, piece.start_s, end_s)
         else:
             stretches = [(piece.start_s, piece.end_s, list(decoded.tokens))]

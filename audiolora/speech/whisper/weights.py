@@ -7,7 +7,9 @@ reads.
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,6 +140,7 @@ def _load_directory(
 ) -> LoadedWhisper:
     """`from_pretrained` on a directory or hub name; what it raises becomes a WeightsError with its cause."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
 
     if isinstance(source, Path):
@@ -155,15 +158,34 @@ def _load_directory(
         if config.model_type != "whisper":
             raise WeightsError(f"{name}: a model of type {config.model_type!r}, not a Whisper; give a Whisper")
         processor = WhisperProcessor.from_pretrained(source, **options)
-        model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32, **options)
+        model, loading = WhisperForConditionalGeneration.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **options
+        )
     except WeightsError:
         raise
-    except (OSError, ValueError) as error:
+    # torch and transformers tell of damaged and of misshapen weights by a RuntimeError
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{name}: cannot be loaded as a Whisper: {error}\nIt needs config.json, the weights, the tokenizer and "
             "preprocessor_config.json, as save_pretrained of the model and the processor write them"
         ) from error
+    _check_complete(model, sorted(loading["missing_keys"]), name)
     return LoadedWhisper(model.eval(), processor, origin, name)
+
+
+def _check_complete(model: WhisperForConditionalGeneration, missing: Sequence[str], name: str) -> None:
+    """transformers draws weights that a file lacks at random, and takes a generation config of no Whisper's."""
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise WeightsError(
+            f"{name}: no whole Whisper, its weights lack {', '.join(missing[:5])}{more}; give what save_pretrained of "
+            "a WhisperForConditionalGeneration wrote"
+        )
+    if getattr(model.generation_config, "no_timestamps_token_id", None) is None:
+        raise WeightsError(
+            f"{name}: its generation config has no no_timestamps_token_id, so it cannot say how its texts begin; put "
+            "the generation_config.json of the OpenAI model that it comes from beside its config.json"
+        )
 
 
 def _load_openai_file(path: Path, name: str, log: Log) -> LoadedWhisper:

@@ -110,11 +110,15 @@ def alignment_heads(whisper: WhisperForConditionalGeneration) -> list[tuple[int,
 def _attention(
     whisper: WhisperForConditionalGeneration, hidden: torch.Tensor, start: Sequence[int], tokens: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-attention (heads, len(start) + len(tokens) + 1, positions), and each token's probability (len(tokens),)."""
+    """Cross-attention (heads, rows, positions), and each token's probability (len(tokens),).
+
+    A row for each id of start, text and end; a text that fills the decoder leaves no room for the end, which nothing is
+    timed by.
+    """
     from transformers.modeling_outputs import BaseModelOutput
 
     end = whisper.generation_config.eos_token_id
-    ids = torch.tensor([[*start, *tokens, end]], device=hidden.device)
+    ids = torch.tensor([[*start, *tokens, end][: whisper.config.max_target_positions]], device=hidden.device)
     with _eager_attention(whisper):
         output = whisper(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden[None]),
@@ -123,8 +127,9 @@ def _attention(
             use_cache=False,
         )
     weights = torch.stack([output.cross_attentions[layer][0, head] for layer, head in alignment_heads(whisper)])
-    chances = output.logits[0, len(start) - 1 : -2, :end].float().softmax(-1)  # of words alone
-    return weights, chances.gather(1, ids[0, len(start) : -1, None])[:, 0]
+    first, last = len(start), len(start) + len(tokens)
+    chances = output.logits[0, first - 1 : last - 1, :end].float().softmax(-1)  # of words alone
+    return weights, chances.gather(1, ids[0, first:last, None])[:, 0]
 
 
 @contextmanager

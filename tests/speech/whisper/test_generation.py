@@ -152,6 +152,7 @@ def test_draws_follow_the_softmax_at_their_temperature() -> None:
         ({"compression_ratio": 0.0, "fallback": True}, "positive, got 0"),
         ({"log_probability": 0.1, "fallback": True}, "must not be positive, got 0.1"),
         ({"no_speech": 1.1, "fallback": True}, r"probability in \[0, 1\], got 1.1"),
+        ({"beams": 5, "temperatures": (0.2, 0.4), "fallback": True}, "beams=5 does nothing.*begin at 0.2"),
         ({"no_speech": 0.5, "seed": 3}, "no_speech, seed without fallback does nothing"),
     ],
 )

@@ -1,7 +1,9 @@
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from audiolora.speech.whisper.language import set_language, spoken_language, text_normalizer
+from audiolora.speech.data.utterance import Utterance
+from audiolora.speech.whisper.decoding import WhisperTexts
+from audiolora.speech.whisper.language import set_language, set_languages, spoken_language, text_normalizer
 from audiolora.speech.whisper.weights import LoadedWhisper, load_whisper
 from tests.speech.tiny_whisper import tiny_whisper
 
@@ -52,6 +54,12 @@ def test_a_multilingual_whisper_writes_its_prompt(multilingual):
         set_language(multilingual.model, multilingual.processor, None)
     with pytest.raises(ValueError, match="klingon"):
         set_language(multilingual.model, multilingual.processor, "klingon")
+
+
+def test_a_language_token_that_an_english_only_whisper_has_not_is_told(english):
+    rows = [Utterance("a", b"not read", "hello", "a:1")]
+    with pytest.raises(ValueError, match="language token 'en' does nothing"):
+        set_languages(english.model, english.processor, rows, WhisperTexts(language_token="en"))
 
 
 def test_texts_are_normalised_by_whispers_own_rules(english):

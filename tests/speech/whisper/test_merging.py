@@ -74,6 +74,14 @@ def test_a_run_at_full_context_says_so(base: Path, tmp_path: Path) -> None:
     assert "short audio context" not in (tmp_path / "merged" / "README.md").read_text()
 
 
+def test_the_card_of_several_languages_names_no_single_one(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path / "base", multilingual=True)
+    for language, told in (("it", "it"), (None, "mul")):
+        run = tiny_run(tmp_path / told, tmp_path / "base", language=language)
+        merge_adapter(run.adapter, tmp_path / f"merged-{told}", log=lambda _: None)
+        assert f"\nlanguage: {told}\n" in (tmp_path / f"merged-{told}" / "README.md").read_text()
+
+
 def test_a_merge_that_is_not_the_same_function_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +145,7 @@ def test_a_damaged_description_is_named(text: str, message: str, tmp_path: Path)
 
 
 def test_a_newer_description_is_not_guessed_at(tmp_path: Path) -> None:
-    newer = {"base_model": "b", "adapter": "a", "context": "auto", "language": None, "format": 2}
+    newer = {"base_model": "b", "adapter": "a", "context": "auto", "language": None, "format": 2, "since": 2}
     (tmp_path / "audiolora.json").write_text(json.dumps(newer))
     with pytest.raises(ValueError, match="format 2.*reads 1"):
         read_merged(tmp_path)

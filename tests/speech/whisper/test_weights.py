@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from audiolora.speech.whisper import packaged_weights, weights
-from audiolora.speech.whisper.openai_format import ModelDimensions, WeightsError, build_whisper
+from audiolora.speech.whisper.openai_format import ModelDimensions, WeightsError, build_whisper, generation_config
 from audiolora.speech.whisper.weights import hub_obstacle, load_whisper
+from tests.speech.tiny_whisper import tiny_whisper
 
 DIMS = ModelDimensions(80, 20, 8, 2, 1, 51864, 12, 8, 2, 1)
 
@@ -192,8 +195,10 @@ def save_random(directory: Path) -> WhisperForConditionalGeneration:
     model = build_whisper(
         DIMS, {key: torch.randn_like(value) for key, value in shapes.items() if "proj_out" not in key}
     )
+    tokenizer = build_tokenizer(read_tiktoken(VOCABULARY))
+    model.generation_config = generation_config(DIMS, tokenizer)
     model.half().save_pretrained(directory)
-    packaged_weights.processor_for(DIMS, build_tokenizer(read_tiktoken(VOCABULARY))).save_pretrained(directory)
+    packaged_weights.processor_for(DIMS, tokenizer).save_pretrained(directory)
     return model.float()
 
 
@@ -264,6 +269,35 @@ def test_paths_that_hold_no_whisper_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(CHECKPOINT[:1000])
     with pytest.raises(WeightsError, match=r"cut\.pt: not a readable PyTorch checkpoint"):
         load_whisper(tmp_path / "cut.pt", log=lambda _: None)
+
+
+def test_weights_that_lack_something_are_no_whisper(tmp_path: Path) -> None:
+    """transformers fills them up at random, and says so in a warning alone."""
+    tiny_whisper(tmp_path / "whole")
+    assert load_whisper(tmp_path / "whole", log=lambda _: None).name == str(tmp_path / "whole")
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    conv1 = "model.encoder.conv1.weight"
+    cases: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "encoder": ({k: v for k, v in whole.items() if ".decoder." not in k}, r"lack model\.decoder\..* and \d+ more"),
+        "renamed": ({k.replace(".fc1.", ".dense."): v for k, v in whole.items()}, r"lack model.*\.fc1\.bias"),
+        "narrow": ({**whole, conv1: whole[conv1][:, :, :2].contiguous()}, "cannot be loaded as a Whisper"),
+    }
+    for name, (tensors, message) in cases.items():
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(WeightsError, match=message):
+            load_whisper(tmp_path / name, log=lambda _: None)
+    cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cut: cannot be loaded as a Whisper"):
+        load_whisper(tmp_path / "cut", log=lambda _: None)
+
+
+def test_a_generation_config_that_is_no_whisper_s_is_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path)
+    (tmp_path / "generation_config.json").unlink()  # transformers makes one up
+    with pytest.raises(WeightsError, match=r"no no_timestamps_token_id.*generation_config\.json of the OpenAI model"):
+        load_whisper(tmp_path, log=lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "./nowhere/model", "/nowhere", "a/b/c", Path("nowhere")])

@@ -15,7 +15,7 @@ from transformers import WhisperProcessor
 
 from audiolora.speech.texts.recordings import recording_of
 from audiolora.speech.whisper.decode import transcribe_recordings
-from audiolora.speech.whisper.word_times import token_times
+from audiolora.speech.whisper.word_times import token_times, word_times
 from tests.speech.whisper.test_decode import noise, processor, random_whisper
 
 __all__ = ["processor"]
@@ -66,6 +66,22 @@ def test_words_are_the_text_and_their_times_rise(processor: WhisperProcessor, ca
         times = [time for word in words for time in (word.start_s, word.end_s)]
         assert times == sorted(times) and 0 <= times[0] and times[-1] <= one.duration_s + 0.02
         assert all(0 <= word.probability <= 1 for word in words)
+
+
+def test_a_text_that_fills_the_decoder_has_times_too(processor: WhisperProcessor) -> None:
+    """What a looping multilingual model writes: four ids before the text, and no position left for its end."""
+    model = random_whisper(processor, multilingual=True)
+    config, tokenizer = model.generation_config, processor.tokenizer
+    hidden = torch.randn(60, model.config.d_model, generator=torch.Generator().manual_seed(0))
+    start = [config.decoder_start_token_id, config.lang_to_id["<|it|>"], config.task_to_id["transcribe"]]
+    start.append(config.no_timestamps_token_id)
+    room = model.config.max_target_positions - len(start)
+    letters = tokenizer(" no" * room, add_special_tokens=False).input_ids
+    for size in (room - 1, room):
+        with torch.no_grad():
+            [words] = word_times(model, tokenizer, hidden, start, [letters[:size]], 1.2, "it")
+        assert "".join(word.text for word in words) == tokenizer.decode(letters[:size]).replace(" ", "")
+        assert 0 <= words[0].start_s and words[-1].end_s <= 1.2
 
 
 @pytest.mark.slow
