@@ -83,7 +83,9 @@ def tars(paths: Iterable[Path]) -> list[RowSet]:
     for path in paths:
         by_part.setdefault(part_of_split(path.name), []).append(path)
     return [
-        RowSet(several[0].parent.name, [row for path in several for row in _rows(path)], Path(), _COLUMNS, part)
+        RowSet(
+            several[0].absolute().parent.name, [row for path in several for row in _rows(path)], Path(), _COLUMNS, part
+        )
         for part, several in by_part.items()
     ]
 
