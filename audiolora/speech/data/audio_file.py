@@ -6,6 +6,7 @@ What a refusal calls the clip is the caller's; its message names the rule and th
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +42,9 @@ def open_audio(source: AudioSource | str, called: str) -> soundfile.SoundFile:
         source = source.read()
     if not isinstance(source, bytes):
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike the path's own, it does not raise for a name that is too long
             raise AudioError(f"{called}: is a folder, not an audio file", kind="missing")
-        if not path.exists():
+        if not os.path.exists(path):
             raise AudioError(f"{called}: no such file", kind="missing")
         if path.stat().st_size == 0:
             raise AudioError(f"{called}: zero length, the file is empty; remove it or record it again", kind="empty")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -207,5 +208,5 @@ def _clip(where: str, record: Mapping[Any, Any], root: Path, column: str) -> tup
     if isinstance(audio, bytes):
         return audio, hashlib.sha256(audio).hexdigest()[:16]
     if isinstance(audio, str) and audio.strip():
-        return root / Path(audio).expanduser(), audio
+        return root / os.path.expanduser(audio), audio
     raise DataError(f"{where}: column {column!r} must hold the path of an audio file, got {audio!r}")

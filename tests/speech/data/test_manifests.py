@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from audiolora.speech.checks.checking import check_utterances
-from audiolora.speech.data.manifests import DataError, Utterance, read_utterances
+from audiolora.speech.data.audio import AudioError, read_audio
+from audiolora.speech.data.manifests import DataError, Utterance, read_all, read_utterances
 
 
 def write_wav(path: Path, seconds: float = 0.1, value: float = 0.1) -> Path:
@@ -105,6 +106,18 @@ def test_every_bad_row_is_in_one_error(folder):
         assert any(line.strip().startswith(f"x.jsonl row {row}:") and fault in line for line in message.splitlines()), (
             fault
         )
+
+
+@pytest.mark.parametrize("audio", ["x" * 300, "~nobody/a.wav", "a/" * 3000])
+def test_paths_that_the_system_refuses_are_missing_files(folder, audio):
+    rows = [{"audio": "clips/a.wav", "text": "hello"}, {"audio": audio, "text": "hello"}]
+    for more in ({}, {"offset": 0, "duration": 0.1}):
+        path = manifest(folder, "x.jsonl", [{**row, **more} for row in rows])
+        found = read_all(path)
+        assert len(found.utterances) == 1
+        assert [(one.where, one.kind) for one in found.bad_rows] == [("x.jsonl row 2", "missing")]
+    with pytest.raises(AudioError, match="no such file"):
+        read_audio("x" * 300)
 
 
 def test_twenty_problems_are_listed_and_the_rest_counted(folder):
