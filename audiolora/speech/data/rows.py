@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,29 @@ def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
 def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
     # Tab-separated manifests (Common Voice) use quotes as plain characters; read as CSV, one stray quote swallows rows.
     tabs = path.suffix.lower() == ".tsv"
-    table = csv.DictReader(
+    table = csv.reader(
         io.StringIO(text, newline=""),
         delimiter="\t" if tabs else ",",
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
     )
-    try:
-        for number, record in enumerate(table, start=2):
-            yield f"{path.name} row {number}", record
-    except csv.Error as error:
-        yield f"{path.name} line {table.line_num}: {error}"
+    header: list[str] = []
+    for number, fields in enumerate(_table_lines(table), start=1):
+        where = f"{path.name} row {number}"
+        if isinstance(fields, csv.Error):
+            yield f"{where}: {fields}; is a quote not closed before it?"
+        elif fields and not header:
+            header = fields
+        elif fields:
+            record: dict[str | None, str | list[str] | None] = dict(zip_longest(header, fields[: len(header)]))
+            yield where, record | ({None: fields[len(header) :]} if len(fields) > len(header) else {})
+
+
+def _table_lines(table: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """The fields of every row, none of an empty one; what is behind a row that cannot be read is read all the same."""
+    while True:
+        try:
+            yield next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error

@@ -120,6 +120,31 @@ def test_paths_that_the_system_refuses_are_missing_files(folder, audio):
         read_audio("x" * 300)
 
 
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_rows_of_tables_are_counted_as_spreadsheets_count_them_and_none_is_lost(folder, mark):
+    """Empty rows count, a quoted line end does not, and behind a field too long for Python's reader it goes on."""
+    quoted = '"one\nand more"' if mark == "," else "one"
+    lines = [
+        "",
+        "audio,text",
+        f"clips/a.wav,{quoted}",
+        "",
+        "gone.wav,two",
+        "clips/b.wav," + "x" * 140_000,
+        "",
+        "clips/c.wav",
+    ]
+    path = folder / ("x.csv" if mark == "," else "x.tsv")
+    path.write_text("\r\n".join(line.replace(",", mark) for line in [*lines, "clips/c.wav,three", ""]), newline="")
+    found = read_all(path)
+    assert [(one.where, one.text.split()[0]) for one in found.utterances] == [
+        (f"{path.name} row 3", "one"),
+        (f"{path.name} row 9", "three"),
+    ]
+    assert [one.where for one in found.bad_rows] == [f"{path.name} row {row}" for row in (6, 5, 8)]
+    assert "field larger than field limit" in found.bad_rows[0].reason
+
+
 def test_twenty_problems_are_listed_and_the_rest_counted(folder):
     path = manifest(folder, "x.csv", [{"audio": f"gone{i}.wav", "text": "hello"} for i in range(33)])
     with pytest.raises(DataError) as caught:
