@@ -53,12 +53,17 @@ class DataError(ValueError):
         self.problems, self.kind = tuple(problems), kind
 
 
-def manifest_rows(path: Path) -> Iterable[Row | str]:
-    """Rows of a manifest: counted as a spreadsheet does for CSV and TSV (the header is row 1), by lines for JSONL."""
+def manifest_rows(path: Path, called: str | None = None) -> Iterable[Row | str]:
+    """Rows of a manifest: counted as a spreadsheet does for CSV and TSV (the header is row 1), by lines for JSONL.
+
+    Args:
+        path: the manifest.
+        called: what its rows call it; its name by default.
+    """
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: not a manifest this reads; it must end in {', '.join(readers)}")
-    return readers[path.suffix.lower()](read_text(path), path)
+    return readers[path.suffix.lower()](read_text(path), path, called or path.name)
 
 
 def read_text(path: Path) -> str:
@@ -73,9 +78,9 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
-def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
+def _json_rows(text: str, path: Path, called: str) -> Iterator[Row | str]:
     for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{path.name} row {number}"
+        where = f"{called} row {number}"
         if not line.strip():
             continue
         try:
@@ -86,7 +91,7 @@ def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
         yield (where, record) if isinstance(record, dict) else f"{where}: must be an object, got {line.strip()[:60]}"
 
 
-def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
+def _table_rows(text: str, path: Path, called: str) -> Iterator[Row | str]:
     # Tab-separated manifests (Common Voice) use quotes as plain characters; read as CSV, one stray quote swallows rows.
     tabs = path.suffix.lower() == ".tsv"
     table = csv.reader(
@@ -96,7 +101,7 @@ def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
     )
     header: list[str] = []
     for number, fields in enumerate(_table_lines(table), start=1):
-        where = f"{path.name} row {number}"
+        where = f"{called} row {number}"
         if isinstance(fields, csv.Error):
             yield f"{where}: {fields}; is a quote not closed before it?"
         elif fields and not header:

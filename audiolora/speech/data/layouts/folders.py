@@ -33,7 +33,8 @@ def metadata(folder: Path) -> list[RowSet]:
     sets = [(path, None if path.parent == folder else part_of(path.parent.name)) for path in _metadata(folder)]
     if not sets:
         raise DataError(f"{folder}: no {', '.join(_METADATA)} there")
-    return [RowSet(path.relative_to(folder).as_posix(), manifest_rows(path), path.parent, None, p) for path, p in sets]
+    named = [(path.relative_to(folder).as_posix(), path, part) for path, part in sets]
+    return [RowSet(called, manifest_rows(path, called), path.parent, None, part) for called, path, part in named]
 
 
 def _metadata(folder: Path) -> list[Path]:
