@@ -52,6 +52,8 @@ def open_audio(source: AudioSource | str, called: str) -> soundfile.SoundFile:
         raise AudioError(f"{called}: zero length, there are no bytes; remove it or record it again", kind="empty")
     try:
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except UnicodeEncodeError as error:
+        raise AudioError(f"{called}: the file's name is not UTF-8; rename it", kind="unreadable") from error
     except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
         if isinstance(error, OSError) or getattr(error, "code", None) == _SYSTEM_ERROR:
             message = f"{called}: cannot be opened ({error}); is it yours to read?"

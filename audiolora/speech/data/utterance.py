@@ -42,6 +42,8 @@ class Utterance:
     def __post_init__(self) -> None:
         if not self.id:
             raise DataError(f"{self.where}: the id is empty")
+        if _SURROGATE.search(self.id):
+            raise DataError(f"{self.where}: the id {self.id!a} is not Unicode; rename the file, or give the row an id")
         if not self.text.strip():
             raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
         if _SURROGATE.search(self.text):

@@ -1,5 +1,6 @@
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,25 @@ def test_folder_of_clips_with_transcripts(folder):
     (folder / "void").mkdir()
     with pytest.raises(DataError, match=r"void: holds no audio"):
         read_utterances(folder / "void")
+
+
+def test_names_that_are_not_utf8_are_bad_rows_that_can_be_written_down(folder):
+    """Their ids could not: the run would end when it writes its split."""
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for stem in ("caf\udce9", "fine"):
+            for suffix in ("wav", "txt"):
+                path = folder / f"latin/{stem}.{suffix}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes((folder / "clips/a.wav").read_bytes() if suffix == "wav" else b"hello")
+                tar.add(path, path.name)
+    (folder / "latin/caf\udcea.wav").touch()
+    for data, wheres in (("latin", ["caf\\udcea.wav", "caf\\udce9.wav"]), ("x.tar", ["x.tar key caf\\udce9"])):
+        for _ in range(2):  # of a tar, by its index
+            found = read_all(folder / data)
+            assert [one.id.removesuffix(".wav") for one in found.utterances] == ["fine"]
+            assert [one.where.removeprefix("latin/") for one in found.bad_rows] == wheres
+            assert "is not Unicode" in found.bad_rows[-1].reason
+            assert "\n".join(map(str, found.bad_rows)).encode()
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])

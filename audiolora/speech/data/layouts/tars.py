@@ -127,7 +127,7 @@ def _index(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
         if isinstance(kept, dict) and kept.get("of") == of:
             return kept["samples"], kept["faults"]
     samples, faults = _scan(path)
-    text = json.dumps({"of": of, "samples": samples, "faults": faults}, ensure_ascii=False)
+    text = json.dumps({"of": of, "samples": samples, "faults": faults})  # ASCII: names may not be UTF-8
     for place in places:
         try:
             write_text(place, text)
