@@ -50,6 +50,12 @@ def test_manifests_of_parts(folder):
         assert parts(one) == [(None, "say a"), (None, "say b")]  # one part is no split
 
 
+def test_manifests_of_parts_beside_a_folder_clips(folder):
+    """It is not Common Voice for that."""
+    (folder / "clips").mkdir()
+    assert sorted(parts(folder)) == sorted([*TRAIN, ("dev", "say c"), ("test", "say d")])
+
+
 def test_sets_without_parts_are_joined(folder):
     (folder / "train.jsonl").rename(folder / "monday.jsonl")
     (folder / "dev.csv").rename(folder / "tuesday.csv")
