@@ -66,8 +66,8 @@ def main(
         learning_rates: of adapters; full tuning and GmP take a tenth of them, biases and magnitudes three times them.
         seeds: trained and measured at the chosen rate.
         parameters: of every adapter; by default 150,000 for speech, 30,000 for ctc and 4,000 for sensor.
-        epochs: passes over the training data; by default 3 for speech and ctc, 12 for sensor.
-        train_clips: how many training clips are used, 0 for all; by default 160 for speech and 1000 for ctc.
+        epochs: passes over the training data; by default 5 for speech, 3 for ctc, 12 for sensor.
+        train_clips: how many training clips are used, 0 for all; by default 240 for speech and 1000 for ctc.
         test: clips held out to measure on, for speech and ctc: a number, or a share below 1; by default 100, or for ctc
             the data's own test part.
         dev: clips held out to choose rates and epochs by, likewise; by default 40, or for ctc the data's own part.

@@ -48,8 +48,8 @@ class SpeechTask:
     data: str = "prompts-en"
     channel: str = "invert"
     language: str | None = None
-    epochs: int = 3
-    train_clips: int = 160
+    epochs: int = 5
+    train_clips: int = 240
     test: int | float = 100
     dev: int | float = 40
     longest_s: float = 10.0
