@@ -80,6 +80,26 @@ def test_data_without_fault_ends_with_0(audiolora):
     assert audiolora("data", "check", "train.jsonl", "--vocabulary", LETTERS).status == 0
 
 
+def test_rows_of_manifests_of_the_same_name_are_told_apart(audiolora):
+    for place in ("monday", "tuesday"):
+        for part in ("", "train", "test"):
+            Path(place, part).mkdir(exist_ok=True)
+            Path(place, part, "metadata.csv" if part else "calls.csv").write_text("audio,text\ngone.wav,hello\n")
+    found = json.loads(audiolora("data", "check", "monday/calls.csv", "tuesday/calls.csv", "--json").out)
+    assert [one["row"] for one in found["findings"]] == ["monday/calls.csv row 2", "tuesday/calls.csv row 2"]
+    assert (found["rows"], found["bad_rows"]) == (2, 2)
+    found = json.loads(audiolora("data", "check", "metadata:monday", "--json").out)
+    assert [one["row"] for one in found["findings"]] == ["test/metadata.csv row 2", "train/metadata.csv row 2"]
+    assert found["bad_rows"] == 2
+
+
+def test_a_part_of_which_no_row_can_be_read_is_a_part(audiolora):
+    write_part("train.jsonl", ["one"], seed=0)
+    Path("test.csv").write_text("audio,text\ngone.wav,hello\n")
+    found = json.loads(audiolora("data", "check", "test.csv", "train.jsonl", "--json").out)
+    assert [(part["part"], part["clips"]) for part in found["parts"]] == [("test.csv", 0), ("train.jsonl", 1)]
+
+
 def test_every_bad_row_is_on_the_page_in_the_table_and_in_the_json(audiolora, tmp_path):
     expected = write_broken_manifest(tmp_path, 120, 24)
     words = ["data", "check", "manifest.jsonl", "--vocabulary", LETTERS]

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from audiolora.packages import cache_dir
 from audiolora.speech.checks.clip_facts import FACTS_VERSION, ClipFacts
+from audiolora.speech.data.findings import printable
 from audiolora.speech.data.sources import AudioSource, file_of
 
 MAX_CLIPS = 1_000_000
@@ -68,7 +69,9 @@ def clip_key(audio: AudioSource) -> ClipKey | None:
     changed_s = max(status.st_mtime_ns, status.st_ctime_ns) / 1e9
     stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     part = "" if audio is file else f" {audio!r}"
-    return ClipKey(os.path.abspath(file) + part, stamp, time.time() - changed_s > _YOUNG_S)
+    # Names that are not UTF-8 hold what SQLite cannot.
+    called = printable(os.path.abspath(file) + part)
+    return ClipKey(called, stamp, time.time() - changed_s > _YOUNG_S)
 
 
 def cache_file() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from audiolora.speech.checks.clip_facts import ClipFacts
 from audiolora.speech.checks.clip_worker import READY
 from audiolora.speech.data.sources import AudioSource
 
+_ENDED_BY_OTHERS = (signal.SIGTERM, getattr(signal, "SIGKILL", None))  # a system short of memory kills
 _CRASH = "the decoder crashes on it ({}); convert the file with another program, or remove the row"
 
 
@@ -92,6 +94,11 @@ class Crew:
 def _crashed(process: subprocess.Popen[bytes], errors: IO[bytes]) -> ClipFacts:
     """What to say of the clip on which a worker ended."""
     status = process.wait()
+    if -status in _ENDED_BY_OTHERS:
+        raise RuntimeError(
+            f"a process that decodes audio was ended from outside (signal {-status}); where memory is short, give it "
+            "fewer workers. What was measured is kept"
+        )
     if status in (0, 1):  # not the decoder: an exception of ours
         raise RuntimeError(f"a process that decodes audio failed: {_last_words(errors)}")
     return ClipFacts(fault=_CRASH.format(f"signal {-status}" if status < 0 else f"status {status}"), kind="crash")

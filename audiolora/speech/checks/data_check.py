@@ -187,7 +187,7 @@ def check_data(
     bad = [*unread, *(fault for fault in faults if fault is not None)]
     order = {kind: i for i, kind in enumerate(KINDS)}
     return DataCheck(
-        parts=tuple(dict.fromkeys(row.part for row in rows)),
+        parts=_parts(parts, several),
         rows=tuple(row for row in rows if row.facts.fault is None),
         findings=tuple(
             sorted([*bad, *suspicions(good, thresholds or Thresholds())], key=lambda finding: order[finding.kind])
@@ -198,10 +198,24 @@ def check_data(
     )
 
 
+def _parts(data: Mapping[str, Reading], several: bool) -> tuple[str, ...]:
+    """The parts in order, those among them of which no row can be read."""
+    named = {
+        name: dict.fromkeys(_part(name, one.part, several) for one in reading.utterances)
+        for name, reading in data.items()
+    }
+    return tuple(part for name, its in named.items() for part in its or (name,))
+
+
 def _part(name: str, said: str | None, several: bool) -> str:
     return name if said is None else f"{name}:{said}" if several else said
 
 
 def _where(name: str, where: str, several: bool) -> str:
     """The row, led by its manifest's name where there are several and it does not say so itself."""
-    return f"{name}: {where}" if several and not where.startswith(Path(name).name) else where
+    if not several:
+        return where
+    path = Path(name)
+    if not where.startswith(path.name):
+        return f"{name}: {where}"
+    return where if path.parent == Path() else f"{path.parent.as_posix()}/{where}"

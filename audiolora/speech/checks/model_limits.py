@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def limits_of_vocabulary(vocabulary: str) -> ModelLimits:
     """The limits of an alphabet.
 
     Args:
-        vocabulary: a `vocab.json` as CTC tokenizers have it, a text file with a letter a line, or the letters
+        vocabulary: a `vocab.json` as CTC tokenizers have it, another file with a letter a line, or the letters
             themselves: ``"abcdefghijklmnopqrstuvwxyz'"``. The space between words is always part of it.
 
     Raises:
@@ -99,8 +100,9 @@ def limits_of_vocabulary(vocabulary: str) -> ModelLimits:
     """
     from audiolora.speech.ctc.vocabulary import Vocabulary, make_tokenizer
 
-    path = Path(vocabulary).expanduser()
-    letters = _letters_of_file(path) if path.suffix in (".json", ".txt") else list(vocabulary)
+    path = Path(os.path.expanduser(vocabulary))
+    is_path = os.path.isfile(path) or (os.sep in vocabulary and os.path.isdir(path))
+    letters = _letters_of_file(path) if is_path or path.suffix in (".json", ".txt") else list(vocabulary)
     unique = tuple(dict.fromkeys(letter for letter in letters if len(letter) == 1 and letter not in " |"))
     processor = SimpleNamespace(tokenizer=make_tokenizer(Vocabulary(unique)))
     return _of_letters(f"the {len(unique)} letters of {vocabulary}", processor, None)

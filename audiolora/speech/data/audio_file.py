@@ -6,6 +6,7 @@ What a refusal calls the clip is the caller's; its message names the rule and th
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ from audiolora.speech.data.sources import AudioError, AudioSource, Segment, Sour
 if TYPE_CHECKING:
     import soundfile
 
-_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CUT = re.compile(r"^(?:data| SSND|  Data Size  ) : (\d+) \(should be (\d+)\)", re.MULTILINE)  # WAV, AIFF, AU
 _LENGTH_UNKNOWN = 0x7FFFF000  # programs that write a WAV into a pipe put the largest number there
+_FRAMES_UNKNOWN = 1 << 62  # libsndfile's count where a FLAC's header has none is the largest number
 _BLOCK = 1 << 16  # samples decoded at once on the way to a segment
 _SYSTEM_ERROR = 2  # SF_ERR_SYSTEM: the machine's fault (no permission, too many open files), not the file's
 
@@ -40,21 +42,30 @@ def open_audio(source: AudioSource | str, called: str) -> soundfile.SoundFile:
         source = source.read()
     if not isinstance(source, bytes):
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike the path's own, it does not raise for a name that is too long
             raise AudioError(f"{called}: is a folder, not an audio file", kind="missing")
-        if not path.exists():
+        if not os.path.exists(path):
             raise AudioError(f"{called}: no such file", kind="missing")
         if path.stat().st_size == 0:
             raise AudioError(f"{called}: zero length, the file is empty; remove it or record it again", kind="empty")
     elif not source:
         raise AudioError(f"{called}: zero length, there are no bytes; remove it or record it again", kind="empty")
     try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except UnicodeEncodeError as error:
+        raise AudioError(f"{called}: the file's name is not UTF-8; rename it", kind="unreadable") from error
     except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
         if isinstance(error, OSError) or getattr(error, "code", None) == _SYSTEM_ERROR:
             message = f"{called}: cannot be opened ({error}); is it yours to read?"
             raise AudioError(message, kind="unreadable") from error
         raise AudioError(f"{called}: corrupt, or not audio that libsndfile reads ({error})") from error
+    if file.frames >= _FRAMES_UNKNOWN:
+        file.close()
+        raise AudioError(
+            f"{called}: its header does not say how long it is, as of a FLAC that was written into a pipe; write it to "
+            "a file again (flac -d, or ffmpeg -i OLD NEW)"
+        )
+    return file
 
 
 def bounds_of(source: AudioSource | str, file: soundfile.SoundFile, called: str) -> tuple[int, int]:
@@ -74,7 +85,11 @@ def skip_to(file: soundfile.SoundFile, first: int, called: str) -> None:
     """
     # libsndfile's seek into Vorbis now and then lands elsewhere and into Opus is not exact; GSM 6.10 has none.
     if first and file.seekable() and file.format != "OGG":
-        file.seek(first)
+        try:
+            file.seek(first)
+        except RuntimeError as error:  # soundfile.LibsndfileError
+            message = f"{called}: corrupt audio, {first / file.samplerate:.2f} s cannot be reached ({error}); "
+            raise AudioError(message + "fetch or convert it again") from error
         return
     left = first
     while left and (skipped := len(read_frames(file, called, min(left, _BLOCK)))):
@@ -97,7 +112,7 @@ def read_frames(file: soundfile.SoundFile, called: str, n_frames: int = -1) -> n
 
 
 def check_whole(file: soundfile.SoundFile, called: str) -> None:
-    """Refuse a WAV that breaks off: libsndfile reads it as a shorter clip, and says so in its log alone.
+    """Refuse a WAV, AIFF or AU that breaks off: libsndfile reads it as a shorter clip, and says so in its log alone.
 
     Raises:
         AudioError: bytes of samples are missing.

@@ -101,7 +101,8 @@ def finding_of(error: Exception, where: str) -> Finding:
     >>> finding_of(ValueError("x.csv row 2: no audio"), "x.csv row 2").reason
     'no audio'
     """
-    return Finding(getattr(error, "kind", "row"), where, str(error).removeprefix(f"{where}: "))
+    reason = str(error).removeprefix(f"{where}: ")
+    return Finding(getattr(error, "kind", "row"), printable(where), printable(reason))
 
 
 def by_kind(findings: Iterable[Finding]) -> list[tuple[str, int]]:
@@ -146,4 +147,13 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
 
 def _cell(text: str) -> str:
     """Text in one cell of a table: no tabs, no line ends, nothing that UTF-8 cannot hold."""
-    return " ".join(text.split()).encode(errors="backslashreplace").decode()
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text with what UTF-8 cannot hold written out: names of files may not be UTF-8.
+
+    >>> printable("caf\\udce9.wav")
+    'caf\\\\udce9.wav'
+    """
+    return text.encode(errors="backslashreplace").decode()

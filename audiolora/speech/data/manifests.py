@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from audiolora.speech.data.findings import Finding, finding_of, listing
+from audiolora.speech.data.findings import Finding, finding_of, listing, printable
 from audiolora.speech.data.layouts.find import row_sets
 from audiolora.speech.data.prompts import BUILTIN
 from audiolora.speech.data.rows import DataError, Row, RowSet
@@ -107,7 +108,7 @@ def _read(sets: Sequence[RowSet], columns: tuple[str, str]) -> Reading:
         rows = list(several.rows)
         if not rows:
             raise DataError(f"{several.called}: empty, it holds no utterances")
-        problems += [Finding("row", *row.split(": ", 1)) for row in rows if isinstance(row, str)]
+        problems += [Finding("row", *printable(row).split(": ", 1)) for row in rows if isinstance(row, str)]
         records = [row for row in rows if not isinstance(row, str)]
         if not records:
             continue
@@ -207,5 +208,5 @@ def _clip(where: str, record: Mapping[Any, Any], root: Path, column: str) -> tup
     if isinstance(audio, bytes):
         return audio, hashlib.sha256(audio).hexdigest()[:16]
     if isinstance(audio, str) and audio.strip():
-        return root / Path(audio).expanduser(), audio
+        return root / os.path.expanduser(audio), audio
     raise DataError(f"{where}: column {column!r} must hold the path of an audio file, got {audio!r}")

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,17 @@ class DataError(ValueError):
         self.problems, self.kind = tuple(problems), kind
 
 
-def manifest_rows(path: Path) -> Iterable[Row | str]:
-    """Rows of a manifest: counted as a spreadsheet does for CSV and TSV (the header is row 1), by lines for JSONL."""
+def manifest_rows(path: Path, called: str | None = None) -> Iterable[Row | str]:
+    """Rows of a manifest: counted as a spreadsheet does for CSV and TSV (the header is row 1), by lines for JSONL.
+
+    Args:
+        path: the manifest.
+        called: what its rows call it; its name by default.
+    """
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: not a manifest this reads; it must end in {', '.join(readers)}")
-    return readers[path.suffix.lower()](read_text(path), path)
+    return readers[path.suffix.lower()](read_text(path), path, called or path.name)
 
 
 def read_text(path: Path) -> str:
@@ -72,9 +78,9 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
-def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
+def _json_rows(text: str, path: Path, called: str) -> Iterator[Row | str]:
     for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{path.name} row {number}"
+        where = f"{called} row {number}"
         if not line.strip():
             continue
         try:
@@ -85,16 +91,32 @@ def _json_rows(text: str, path: Path) -> Iterator[Row | str]:
         yield (where, record) if isinstance(record, dict) else f"{where}: must be an object, got {line.strip()[:60]}"
 
 
-def _table_rows(text: str, path: Path) -> Iterator[Row | str]:
+def _table_rows(text: str, path: Path, called: str) -> Iterator[Row | str]:
     # Tab-separated manifests (Common Voice) use quotes as plain characters; read as CSV, one stray quote swallows rows.
     tabs = path.suffix.lower() == ".tsv"
-    table = csv.DictReader(
+    table = csv.reader(
         io.StringIO(text, newline=""),
         delimiter="\t" if tabs else ",",
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
     )
-    try:
-        for number, record in enumerate(table, start=2):
-            yield f"{path.name} row {number}", record
-    except csv.Error as error:
-        yield f"{path.name} line {table.line_num}: {error}"
+    header: list[str] = []
+    for number, fields in enumerate(_table_lines(table), start=1):
+        where = f"{called} row {number}"
+        if isinstance(fields, csv.Error):
+            yield f"{where}: {fields}; is a quote not closed before it?"
+        elif fields and not header:
+            header = fields
+        elif fields:
+            record: dict[str | None, str | list[str] | None] = dict(zip_longest(header, fields[: len(header)]))
+            yield where, record | ({None: fields[len(header) :]} if len(fields) > len(header) else {})
+
+
+def _table_lines(table: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """The fields of every row, none of an empty one; what is behind a row that cannot be read is read all the same."""
+    while True:
+        try:
+            yield next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error

@@ -56,7 +56,10 @@ def fold_text(text: str) -> str:
     >>> fold_text("Press  1, please!") == fold_text("press 1 please")
     True
     """
-    return " ".join(_NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # The vowels of Hindi, Thai and others are marks, which \w leaves out.
+    kept = _NOT_WORD.sub(lambda odd: odd[0] if unicodedata.category(odd[0])[0] == "M" else " ", folded)
+    return " ".join(kept.split())
 
 
 def split_by_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class Utterance:
     def __post_init__(self) -> None:
         if not self.id:
             raise DataError(f"{self.where}: the id is empty")
+        if _SURROGATE.search(self.id):
+            raise DataError(f"{self.where}: the id {self.id!a} is not Unicode; rename the file, or give the row an id")
         if not self.text.strip():
             raise DataError(f"{self.where}: the text is empty; transcribe the clip or remove the row", kind="no-text")
         if _SURROGATE.search(self.text):
@@ -56,7 +59,7 @@ class Utterance:
 
 def file_fault(path: Path) -> str | None:
     """Why there is no audio file of this path; None where there is a file."""
-    if path.is_file():
+    if os.path.isfile(path):  # unlike the path's own, it does not raise for a name that is too long
         return None
-    fault = "is a folder, not an audio file" if path.is_dir() else "does not exist"
+    fault = "is a folder, not an audio file" if os.path.isdir(path) else "does not exist"
     return f"audio file {path} {fault}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from audiolora.speech.data.audio import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError
+from audiolora.speech.data.audio_file import skip_to
 from audiolora.speech.sound.channels import add_at_snr, bandpass, change_rate, lowpass
 from audiolora.speech.sound.codecs import mp3_codec, opus_codec, telephone_codec
 from audiolora.speech.sound.rooms import ROOMS, measured_response, reverberate, simulate_rooms
@@ -122,7 +123,11 @@ def _read_stretch(path: Path, n_samples: int, place: float) -> np.ndarray:
     try:
         with soundfile.SoundFile(path) as file:
             wanted = -(-n_samples * file.samplerate // SAMPLE_RATE_HZ)
-            file.seek(int(place * max(0, file.frames - wanted + 1)))
+            first = int(place * max(0, file.frames - wanted + 1))
+            if file.seekable():  # wherever libsndfile lands: any stretch will do
+                file.seek(first)
+            else:  # GSM 06.10, G.721
+                skip_to(file, first, str(path))
             samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
             rate_hz = file.samplerate
     except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError

@@ -71,6 +71,23 @@ def test_a_clip_that_crashes_its_decoder_is_told_and_the_others_are_measured(cli
     assert [facts for facts in found if facts.kind != "crash"] == [measure_clip(path) for path in clips[:10]]
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_somebody_ended_is_no_fault_of_the_clip(clips, tmp_path, how):
+    """As the system does where memory is short: the clip would be called bad, from the cache, for ever after."""
+    cache = ClipCache(tmp_path / "facts.sqlite")
+    with pytest.raises(RuntimeError, match=rf"ended from outside \(signal {int(how)}\).*fewer workers"):
+        measure_clips([Bomb(clips[0], how=how)], workers=1, cache=cache, progress=False)
+    assert cache.find([clip_key(Bomb(clips[0], how=how))]) == [None]
+
+
+def test_a_file_whose_name_is_not_utf8_is_told(clips, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    path.write_bytes(clips[0].read_bytes())
+    cache = ClipCache(tmp_path / "facts.sqlite")
+    (facts,) = measure_clips([path], cache=cache, progress=False)
+    assert (facts.fault, facts.kind) == ("the file's name is not UTF-8; rename it", "unreadable")
+
+
 def test_a_worker_that_does_not_start_says_why(clips, monkeypatch):
     monkeypatch.setattr("audiolora.speech.checks.clip_crew.sys.path", [])
     monkeypatch.setattr("audiolora.speech.checks.clip_crew.sys.executable", "/usr/bin/env")

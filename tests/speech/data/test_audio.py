@@ -7,7 +7,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolora.speech.checks.clip_facts import measure_clip
 from audiolora.speech.data.audio import SAMPLE_RATE_HZ, AudioError, duration_s, read_audio
+from audiolora.speech.data.sources import Segment
 
 
 def tone(frequency_hz: float, rate_hz: int, seconds: float) -> np.ndarray:
@@ -104,6 +106,35 @@ def test_a_wav_that_breaks_off_is_named(tmp_path: Path) -> None:
     clip.write_bytes(as_wav(np.zeros(16_000), subtype="PCM_16")[:10_044])
     with pytest.raises(AudioError, match=r"cut\.wav: truncated, 10000 of 32000 bytes"):
         read_audio(clip)
+
+
+@pytest.mark.parametrize("form", ["AIFF", "AU"])
+def test_an_aiff_or_au_that_breaks_off_is_named(form: str) -> None:
+    whole = as_wav(np.full(16_000, 0.5), subtype="PCM_16", form=form)
+    assert len(read_audio(whole)) == 16_000
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(whole[:20_000])
+
+
+def test_a_segment_behind_the_place_where_a_flac_breaks_off_is_named(tmp_path: Path) -> None:
+    whole = as_wav(tone(440, SAMPLE_RATE_HZ, 5), subtype="PCM_16", form="FLAC")
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole[: len(whole) // 2])
+    for clip in (Segment(cut, 3.0, 0.5), Segment(cut, 4.5)):
+        with pytest.raises(AudioError, match="corrupt audio"):
+            read_audio(clip)
+        assert measure_clip(clip).kind == "corrupt"
+
+
+def test_a_flac_out_of_a_pipe_is_named_with_its_remedy() -> None:
+    """Its header does not know its length, and libsndfile cannot move in it."""
+    piped = bytearray(as_wav(np.full(16_000, 0.5), subtype="PCM_16", form="FLAC"))
+    piped[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
+    piped[22:26] = bytes(4)
+    for read in (read_audio, duration_s, lambda clip: read_audio(clip, max_duration_s=30.0)):
+        with pytest.raises(AudioError, match="does not say how long it is"):
+            read(bytes(piped))
+    assert "does not say how long it is" in str(measure_clip(bytes(piped)).fault)
 
 
 @pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF])

@@ -1,5 +1,6 @@
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import soundfile
 
 from audiolora.speech.checks.checking import check_utterances
-from audiolora.speech.data.manifests import DataError, Utterance, read_utterances
+from audiolora.speech.data.audio import AudioError, read_audio
+from audiolora.speech.data.manifests import DataError, Utterance, read_all, read_utterances
 
 
 def write_wav(path: Path, seconds: float = 0.1, value: float = 0.1) -> Path:
@@ -107,6 +109,43 @@ def test_every_bad_row_is_in_one_error(folder):
         )
 
 
+@pytest.mark.parametrize("audio", ["x" * 300, "~nobody/a.wav", "a/" * 3000])
+def test_paths_that_the_system_refuses_are_missing_files(folder, audio):
+    rows = [{"audio": "clips/a.wav", "text": "hello"}, {"audio": audio, "text": "hello"}]
+    for more in ({}, {"offset": 0, "duration": 0.1}):
+        path = manifest(folder, "x.jsonl", [{**row, **more} for row in rows])
+        found = read_all(path)
+        assert len(found.utterances) == 1
+        assert [(one.where, one.kind) for one in found.bad_rows] == [("x.jsonl row 2", "missing")]
+    with pytest.raises(AudioError, match="no such file"):
+        read_audio("x" * 300)
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_rows_of_tables_are_counted_as_spreadsheets_count_them_and_none_is_lost(folder, mark):
+    """Empty rows count, a quoted line end does not, and behind a field too long for Python's reader it goes on."""
+    quoted = '"one\nand more"' if mark == "," else "one"
+    lines = [
+        "",
+        "audio,text",
+        f"clips/a.wav,{quoted}",
+        "",
+        "gone.wav,two",
+        "clips/b.wav," + "x" * 140_000,
+        "",
+        "clips/c.wav",
+    ]
+    path = folder / ("x.csv" if mark == "," else "x.tsv")
+    path.write_text("\r\n".join(line.replace(",", mark) for line in [*lines, "clips/c.wav,three", ""]), newline="")
+    found = read_all(path)
+    assert [(one.where, one.text.split()[0]) for one in found.utterances] == [
+        (f"{path.name} row 3", "one"),
+        (f"{path.name} row 9", "three"),
+    ]
+    assert [one.where for one in found.bad_rows] == [f"{path.name} row {row}" for row in (6, 5, 8)]
+    assert "field larger than field limit" in found.bad_rows[0].reason
+
+
 def test_twenty_problems_are_listed_and_the_rest_counted(folder):
     path = manifest(folder, "x.csv", [{"audio": f"gone{i}.wav", "text": "hello"} for i in range(33)])
     with pytest.raises(DataError) as caught:
@@ -150,6 +189,25 @@ def test_folder_of_clips_with_transcripts(folder):
     (folder / "void").mkdir()
     with pytest.raises(DataError, match=r"void: holds no audio"):
         read_utterances(folder / "void")
+
+
+def test_names_that_are_not_utf8_are_bad_rows_that_can_be_written_down(folder):
+    """Their ids could not: the run would end when it writes its split."""
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for stem in ("caf\udce9", "fine"):
+            for suffix in ("wav", "txt"):
+                path = folder / f"latin/{stem}.{suffix}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes((folder / "clips/a.wav").read_bytes() if suffix == "wav" else b"hello")
+                tar.add(path, path.name)
+    (folder / "latin/caf\udcea.wav").touch()
+    for data, wheres in (("latin", ["caf\\udcea.wav", "caf\\udce9.wav"]), ("x.tar", ["x.tar key caf\\udce9"])):
+        for _ in range(2):  # of a tar, by its index
+            found = read_all(folder / data)
+            assert [one.id.removesuffix(".wav") for one in found.utterances] == ["fine"]
+            assert [one.where.removeprefix("latin/") for one in found.bad_rows] == wheres
+            assert "is not Unicode" in found.bad_rows[-1].reason
+            assert "\n".join(map(str, found.bad_rows)).encode()
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])

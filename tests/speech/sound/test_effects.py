@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 
+import librosa
 import numpy as np
 import pytest
 import scipy.signal
 import soundfile
 
 from audiolora.speech.data.audio import AudioError
+from audiolora.speech.sound import effects
 from audiolora.speech.sound.augmentation import keyed_generator, parse_augmentation
 from audiolora.speech.sound.effects import change_speed
 
@@ -155,3 +157,15 @@ def test_every_effect_gives_finite_samples_of_any_length():
             out = augmentation.apply(CLIP[:n_samples], "a")
             assert out.dtype == np.float32 and np.isfinite(out).all() and len(out) > 0
             assert name == "speed0.1" or len(out) == n_samples
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32"])
+def test_noise_in_files_that_cannot_be_sought_in(tmp_path, subtype):
+    """Telephone recordings; a whole file is a stretch of noise and a later one is what lies there."""
+    noise = (0.2 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
+    soundfile.write(tmp_path / "line.wav", noise, 8000, subtype=subtype)
+    whole, _ = soundfile.read(tmp_path / "line.wav", dtype="float32")
+    found = effects._read_stretch(tmp_path / "line.wav", 8000, 0.75)
+    first = int(0.75 * (len(whole) - 4000 + 1))
+    expected = librosa.resample(whole[first : first + 4000], orig_sr=8000, target_sr=16_000)
+    np.testing.assert_allclose(found, expected[:8000], atol=1e-6)

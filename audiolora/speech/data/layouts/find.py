@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ _FILES = (
 )
 _PREFIX = re.compile(r"([a-z]+):(.+)", re.DOTALL)
 _PART_SAID = re.compile(r"(train|dev|test)=(.+)", re.DOTALL)
+_LIMITS = re.compile(r"[\[?]")  # of a set of the hub: train[:10%], train?rows=5
 
 
 def row_sets(data: str | Path) -> list[RowSet]:
@@ -74,26 +76,48 @@ def row_sets(data: str | Path) -> list[RowSet]:
 
 
 def _sets(data: str) -> list[RowSet]:
-    path = Path(data).expanduser()
-    if path.is_dir():
+    path = _path(data)
+    if os.path.isdir(path):
         layout = _layout_of_folder(path)
         return layout.read(path)
-    if path.exists():
+    if os.path.exists(path):
         return _layout_of_file(path).read(path)
+    said, several = _PREFIX.fullmatch(data), _joined(data)
+    if _PART_SAID.fullmatch(data) or (len(several) > 1 and not (said and os.path.exists(_path(said[2])))):
+        return [rows for one in several for rows in _one_of_several(one, data)]
     if data.startswith("hf:"):
         return hub.hub(data.removeprefix("hf:"))
-    if (said := _PREFIX.fullmatch(data)) and said[1] in {layout.name for layout in (*_FOLDERS, _ANY_AUDIO, *_FILES)}:
+    if said and said[1] in {layout.name for layout in (*_FOLDERS, _ANY_AUDIO, *_FILES)}:
         return _said(said[1], said[2])
-    if "{" in path.name:
+    if "{" in data:
         return tars.tars(map(Path, tars.expand_braces(str(path))))
-    if "," in data or _PART_SAID.fullmatch(data):
-        return [rows for one in data.split(",") for rows in _one_of_several(one, data)]
     if ":" in path.name:
         return _split(data)
     raise DataError(
         f"{data}: no such file or folder, and no built-in set (those are {', '.join(BUILTIN)}); give a .jsonl, "
         f".csv or .tsv manifest, .parquet, .arrow or .tar, hf:NAME for a set of the hub, or a folder: {_looked_for()}"
     )
+
+
+def _path(written: str) -> Path:
+    """Unlike `Path.expanduser`, it takes what begins with a tilde and names nobody."""
+    return Path(os.path.expanduser(written))
+
+
+def _joined(data: str) -> list[str]:
+    """What stands between commas, those within braces aside.
+
+    >>> _joined("s-{0,1}.tar,x.tar")
+    ['s-{0,1}.tar', 'x.tar']
+    """
+    several, depth = [""], 0
+    for letter in data:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth <= 0:
+            several.append("")
+        else:
+            several[-1] += letter
+    return several
 
 
 def _looked_for() -> str:
@@ -121,27 +145,27 @@ def _layout_of_file(path: Path) -> Layout:
 
 def _said(name: str, rest: str) -> list[RowSet]:
     """The rows of `name:rest`."""
-    path = Path(rest).expanduser()
-    if name == "tar" and "{" in rest:
-        return tars.tars(map(Path, tars.expand_braces(str(path))))
-    if path.exists():
+    path = _path(rest)
+    if os.path.exists(path):
         for layout in _FILES if path.is_file() else (*_FOLDERS, _ANY_AUDIO):
             if layout.name == name:
                 return layout.read(path)
         kind, other = ("file", "folders") if path.is_file() else ("folder", "files")
         raise DataError(f"{path}: is a {kind}, and {name}: reads {other}; leave the prefix away, or name another")
+    if name == "tar" and "{" in rest:
+        return tars.tars(map(Path, tars.expand_braces(str(path))))
     root, _, split = rest.rpartition(":")
     with_splits = [layout for layout in _FOLDERS if layout.name == name and layout.splits]
-    if root and with_splits and Path(root).expanduser().is_dir():
-        return with_splits[0].read(Path(root).expanduser(), split)
+    if root and with_splits and os.path.isdir(_path(root)):
+        return with_splits[0].read(_path(root), split)
     raise DataError(f"{name}:{rest}: no such file or folder")
 
 
 def _split(data: str) -> list[RowSet]:
     """The rows of FOLDER:SPLIT."""
     root, _, split = data.rpartition(":")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    folder = _path(root)
+    if not os.path.isdir(folder):
         raise DataError(f"{data}: no such file or folder, and neither is {root} a folder of which {split} is a split")
     layout = _layout_of_folder(folder)
     if not layout.splits:
@@ -155,9 +179,11 @@ def _one_of_several(one: str, data: str) -> list[RowSet]:
     name = said[2] if said else one.strip()
     if not name:
         raise DataError(f"{data}: a comma with nothing behind it")
+    if name in BUILTIN:  # what is told by the data's name, its licence among it, would be lost
+        raise DataError(f"{data}: {name} is a built-in set and stands alone; list its clips in a manifest to join them")
     sets = _sets(name)
     if said is None and any(rows.part is not None for rows in sets):
         return sets
-    stem = Path(name.rpartition(":")[2]).stem
+    stem = Path((_LIMITS.split(name)[0] if name.startswith("hf:") else name).rpartition(":")[2]).stem
     part = said[1] if said else part_of(stem) or part_of_split(stem)
     return [replace(rows, part=part) for rows in sets]

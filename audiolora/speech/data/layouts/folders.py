@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiolora.speech.data.layouts.common_voice import is_list
 from audiolora.speech.data.layouts.parts import part_of
 from audiolora.speech.data.rows import AUDIO_SUFFIXES, DataError, Row, RowSet, manifest_rows, read_text
 
@@ -33,7 +34,8 @@ def metadata(folder: Path) -> list[RowSet]:
     sets = [(path, None if path.parent == folder else part_of(path.parent.name)) for path in _metadata(folder)]
     if not sets:
         raise DataError(f"{folder}: no {', '.join(_METADATA)} there")
-    return [RowSet(path.relative_to(folder).as_posix(), manifest_rows(path), path.parent, None, p) for path, p in sets]
+    named = [(path.relative_to(folder).as_posix(), path, part) for path, part in sets]
+    return [RowSet(called, manifest_rows(path, called), path.parent, None, part) for called, path, part in named]
 
 
 def _metadata(folder: Path) -> list[Path]:
@@ -50,7 +52,7 @@ def _has_own(folder: Path) -> bool:
 
 def has_part_manifests(folder: Path) -> bool:
     """Whether a folder has manifests that are named after parts: `train.jsonl`, `test.csv`."""
-    return bool(_part_manifests(folder)) and not (folder / "clips").is_dir()
+    return bool(_part_manifests(folder))
 
 
 def part_manifests(folder: Path) -> list[RowSet]:
@@ -62,7 +64,8 @@ def part_manifests(folder: Path) -> list[RowSet]:
 
 
 def _part_manifests(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.suffix in _MANIFESTS and part_of(path.stem)]
+    named = (path for path in sorted(folder.iterdir()) if path.suffix in _MANIFESTS and part_of(path.stem))
+    return [path for path in named if not is_list(path)]
 
 
 def has_audio(folder: Path) -> bool:

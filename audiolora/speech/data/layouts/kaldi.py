@@ -80,6 +80,8 @@ def _rows(folder: Path) -> Iterator[Row | str]:
             said = {"speaker": speakers.get(name), "language": languages.get(name)}
             others = {column: cell[1] for column, cell in said.items() if cell is not None}
             yield where, {"audio": files[recording], "text": text, "id": name, **others, **times}
+        elif cut is segments:  # of whole recordings, the line in wav.scp is the utterance's own fault
+            yield f"{cut[name][0]}: recording {recording!r} is not read, see {recordings[recording][0]}"
 
 
 def _table(folder: Path, name: str, problems: list[str]) -> dict[str, tuple[str, str]]:

@@ -83,7 +83,9 @@ def tars(paths: Iterable[Path]) -> list[RowSet]:
     for path in paths:
         by_part.setdefault(part_of_split(path.name), []).append(path)
     return [
-        RowSet(several[0].parent.name, [row for path in several for row in _rows(path)], Path(), _COLUMNS, part)
+        RowSet(
+            several[0].absolute().parent.name, [row for path in several for row in _rows(path)], Path(), _COLUMNS, part
+        )
         for part, several in by_part.items()
     ]
 
@@ -125,7 +127,7 @@ def _index(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
         if isinstance(kept, dict) and kept.get("of") == of:
             return kept["samples"], kept["faults"]
     samples, faults = _scan(path)
-    text = json.dumps({"of": of, "samples": samples, "faults": faults}, ensure_ascii=False)
+    text = json.dumps({"of": of, "samples": samples, "faults": faults})  # ASCII: names may not be UTF-8
     for place in places:
         try:
             write_text(place, text)

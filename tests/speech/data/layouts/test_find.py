@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from audiolora.speech.data.layouts import find
+from audiolora.speech.data.layouts.find import row_sets
 from audiolora.speech.data.layouts.parts import part_of, part_of_split
 from audiolora.speech.data.manifests import DataError, read_utterances
+from audiolora.speech.data.rows import RowSet
 
 
 @pytest.fixture
@@ -44,6 +48,12 @@ def test_manifests_of_parts(folder):
     ]
     for one in (f"{folder}/train.jsonl", f"train={folder}/train.jsonl"):
         assert parts(one) == [(None, "say a"), (None, "say b")]  # one part is no split
+
+
+def test_manifests_of_parts_beside_a_folder_clips(folder):
+    """It is not Common Voice for that."""
+    (folder / "clips").mkdir()
+    assert sorted(parts(folder)) == sorted([*TRAIN, ("dev", "say c"), ("test", "say d")])
 
 
 def test_sets_without_parts_are_joined(folder):
@@ -95,6 +105,8 @@ def test_a_folder_that_may_be_several_things(folder):
         ("librispeech:{}", r"no \*.trans.txt"),
         ("datasets:{}", "cannot be read as a saved data set"),
         ("{}:train", "has no splits by name; leave ':train' away"),
+        ("{}/train.jsonl,prompts-en", "prompts-en is a built-in set and stands alone"),
+        ("train=prompts-en,test=prompts-it", "prompts-en is a built-in set and stands alone"),
         ("{}/gone:train", "neither is .*gone a folder of which train is a split"),
     ],
 )
@@ -102,6 +114,50 @@ def test_data_that_cannot_be_read(folder, data, fault):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=fault):
         read_utterances(data.replace("{}", str(folder)))
+
+
+def shard(path: Path, clip: Path, key: str) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.add(clip, f"{key}.wav")
+        (clip.parent / "said.txt").write_text(f"say {key}")
+        tar.add(clip.parent / "said.txt", f"{key}.txt")
+
+
+@pytest.mark.parametrize("prefix", ["", "tar:"])
+def test_shards_with_braces_are_joined_in_any_order(folder, monkeypatch, prefix):
+    for name, key in (("x-0", "a"), ("x-1", "b"), ("test-0", "c")):
+        shard(folder / f"{name}.tar", folder / "wav/a.wav", key)
+    monkeypatch.chdir(folder)  # names alone, no folder before them
+    some = [(None, "say a"), (None, "say b")]
+    for braces in ("{0..1}", "{0,1}", "{0,{1,1}}"):
+        assert parts(f"{prefix}x-{braces}.tar,{prefix}test-0.tar") == [*some, ("test", "say c")]
+        assert parts(f"{prefix}test-0.tar,{folder}/x-{braces}.tar") == [("test", "say c"), *some]
+        assert parts(f"train={prefix}x-{braces}.tar,test=test-0.tar") == [
+            ("train", "say a"), ("train", "say b"), ("test", "say c"),
+        ]  # fmt: skip
+
+
+def test_sets_with_prefixes_are_joined(folder):
+    for name in ("monday", "tues,day"):
+        (folder / name).mkdir()
+        (folder / name / "wav.scp").write_text(f"{name} {folder}/wav/a.wav\n")
+        (folder / name / "text").write_text(f"{name} said on {name}\n")
+    assert parts(f"kaldi:{folder}/monday,manifests:{folder}")[0] == (None, "said on monday")
+    assert parts(f"kaldi:{folder}/tues,day") == [(None, "said on tues,day")]
+
+
+def test_sets_of_the_hub_are_joined_by_the_parts_that_they_name(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(find.hub, "hub", lambda written: asked.append(written) or [RowSet("x", [], folder)])
+    sets = row_sets("hf:a/b:it::train?rows=5,hf:a/b::validation[:10%],hf:a/b:it:test")
+    assert asked == ["a/b:it::train?rows=5", "a/b::validation[:10%]", "a/b:it:test"]
+    assert [rows.part for rows in sets] == ["train", "dev", "test"]
+
+
+def test_long_lists_and_tildes_that_name_nobody_are_told_as_missing(folder):
+    for data in (",".join(f"manifest-{i:03d}.jsonl" for i in range(20)), "x" * 300, "~nobody/x.csv", "kaldi:~nobody"):
+        with pytest.raises(DataError, match="no such file or folder"):
+            read_utterances(data)
 
 
 def test_a_file_named_with_a_comma_or_a_colon_is_itself(folder):

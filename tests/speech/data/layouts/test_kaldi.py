@@ -134,6 +134,16 @@ def test_every_bad_line_is_told(folder):
     assert len(problems) == 10
 
 
+def test_segments_of_a_recording_that_is_not_read_are_named_and_counted(folder):
+    write(folder, "wav.scp", f"call1 sph2pipe a.sph |\ncall2 {folder.parent}/wav/call2.wav\n")
+    utterances, problems = read_all(folder)
+    assert [one.id for one in utterances] == ["ben-1"]
+    assert [one.where for one in problems] == [
+        f"train/{row}" for row in ("wav.scp row 1", "segments row 1", "segments row 2")
+    ]
+    assert problems[2].reason == "recording 'call1' is not read, see train/wav.scp row 1"
+
+
 def test_a_data_directory_without_texts(folder):
     (folder / "text").unlink()
     with pytest.raises(DataError, match="no text; a Kaldi data directory has wav.scp and text"):
