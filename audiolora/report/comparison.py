@@ -85,12 +85,22 @@ class ComparisonReport:
         return min(self.rows, key=lambda row: row.error)
 
 
-def cells(row: WayRow) -> tuple[str, ...]:
+def shown(error: float, unit: str) -> str:
+    """An error as text: of percentages one decimal, of others three.
+
+    Example:
+        >>> shown(0.94431, "MASE"), shown(92.0, "WER %")
+        ('0.944', '92.0')
+    """
+    return f"{error:.{1 if unit.endswith('%') else 3}f}"
+
+
+def cells(row: WayRow, unit: str) -> tuple[str, ...]:
     """A row as text, under `HEADINGS` (the second is the unit)."""
     return (
         row.way,
-        f"{row.error:.4g}",
-        f"{row.low:.4g} – {row.high:.4g}",
+        shown(row.error, unit),
+        f"{shown(row.low, unit)} – {shown(row.high, unit)}",
         f"{row.trained:,}" if row.trained else "–",
         f"{row.shipped_bytes / 1e3:,.0f} KB" if row.shipped_bytes else "–",
         "–" if row.step is None else f"{row.step:.2f}",
@@ -105,12 +115,12 @@ def comparison_table(rows: Sequence[WayRow], unit: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for i, heading in enumerate(_headings(unit)[:-1]):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     best = min(row.error for row in rows)
     for row in rows:
-        table.add_row(*map(Text, cells(row)[:-1]), style="bold" if row.error == best else None)
+        table.add_row(*map(Text, cells(row, unit)[:-1]), style="bold" if row.error == best else None)
     return table
 
 
@@ -118,7 +128,7 @@ def comparison_markdown(rows: Sequence[WayRow], unit: str) -> str:
     """As a README quotes it."""
     lines = [" | ".join(_headings(unit)), "|".join(["---"] * len(HEADINGS))]
     return "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines) + "".join(
-        f"| {' | '.join(cells(row))} |\n" for row in rows
+        f"| {' | '.join(cells(row, unit))} |\n" for row in rows
     )
 
 

@@ -17,6 +17,7 @@ from audiolora.report.comparison import (
     comparison_csv,
     comparison_markdown,
     comparison_table,
+    shown,
     write_comparison_report,
 )
 from audiolora.report.table import print_next_steps
@@ -31,13 +32,14 @@ def watch(done: Iterator[str], run: Run, grid: Grid, console: Console) -> None:
     """Follow `comparison.running.run_ways` with a progress bar over trainings, and a line a way."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    ways = run.read("ways.json")["ways"]
+    ways, unit = (run.read("ways.json")[key] for key in ("ways", "unit"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("trainings", total=sum(trials_of(grid, way) for way in ways))
         for way in done:
             row = way_row(run, way)
-            console.print(f"{way:<16}{row.error:10.4g} [{row.low:.4g}, {row.high:.4g}]")
+            error, low, high = (shown(value, unit) for value in (row.error, row.low, row.high))
+            console.print(f"{way:<20}{error:>8} [{low}, {high}]", highlight=False)
             progress.update(bar, completed=sum(len(read_trials(run.folder, each)) for each in ways))
 
 

@@ -206,9 +206,10 @@ def _told(prefix: str = "") -> Iterator[None]:
 
     from audiolora.speech.whisper.weights import transport_errors
 
+    hubs: tuple[type[BaseException], ...] = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, *transport_errors()) as error:
+    except hubs + transport_errors() as error:
         said = str(error).strip() or type(error).__name__  # a time-out says nothing
         remedy = "log in with `hf auth login`, and check the name and your connection (HF_HUB_OFFLINE, HF_ENDPOINT)"
         raise HubError(f"{prefix}{said.splitlines()[0]}; {remedy}") from error
