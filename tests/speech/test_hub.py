@@ -97,7 +97,7 @@ def test_a_base_that_only_this_machine_has_is_refused(run: Path) -> None:
         push_adapter(run, "user/calls")
 
 
-@pytest.mark.parametrize("old", ["whisper", "models/whisper", "/home/me/whisper"])
+@pytest.mark.parametrize("old", ["whisper", "models/whisper", "/srv/models/whisper"])
 def test_the_card_s_other_words_stay_when_the_base_is_named(tmp_path: Path, old: str) -> None:
     """By the card that a run over a local folder leaves; "whisper" is a tag of it too, and part of other words."""
     rates = error_rates(["one two"], ["one"], normalize=str.lower, resamples=10)
