@@ -14,6 +14,10 @@ endif
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
+# In the rule of an environment of its own, .venv-NAME/.ready: lets it import .venv's packages too.
+SEES_VENV = $(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+	> "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-quantisers test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
 
@@ -54,8 +58,7 @@ test-slow: setup  ## the tests that download, train or take long
 .venv-torchaudio/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-torchaudio
 	.venv-torchaudio/bin/python -m pip install --quiet --no-deps -c constraints.txt torchaudio
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-torchaudio/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	@touch $@
 
 test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environment of its own
@@ -64,8 +67,7 @@ test-torchaudio: .venv-torchaudio/.ready  ## the torchaudio extra, in an environ
 .venv-augment/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-augment
 	.venv-augment/bin/python -m pip install --quiet --no-deps -c constraints.txt pyroomacoustics
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-augment/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	@touch $@
 
 test-augment: .venv-augment/.ready  ## augmentation with simulated rooms, in an environment of its own
@@ -76,8 +78,7 @@ test-augment: .venv-augment/.ready  ## augmentation with simulated rooms, in an 
 # unpacked, never installed: the tests run against the PEFT in .venv.
 .venv-peft/.ready: $(READY) tests/peft_suite/requirements.txt
 	$(PYTHON) -m venv --clear .venv-peft
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-peft/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary peft --require-hashes \
 		-r tests/peft_suite/requirements.txt -d .venv-peft/downloads
 	.venv-peft/bin/python -m pip install --quiet --no-deps .venv-peft/downloads/diffusers-*.whl
@@ -92,8 +93,7 @@ test-peft: .venv-peft/.ready  ## PEFT's own tests of a convolution, with our lay
 .venv-nets/.ready: $(READY) tests/nets/requirements.txt
 	$(PYTHON) -m venv --clear .venv-nets
 	.venv-nets/bin/python -m pip install --quiet --no-deps -r tests/nets/requirements.txt
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-nets/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	@touch $@
 
 test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in their networks
@@ -101,8 +101,7 @@ test-nets: .venv-nets/.ready  ## darts, neuralforecast and tsai: adapters in the
 
 .venv-ray/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-ray
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	.venv-ray/bin/python -m pip install --quiet -c constraints.txt ray
 	@touch $@
 
@@ -114,8 +113,7 @@ test-ray: .venv-ray/.ready  ## a fleet and a comparison over a local Ray cluster
 # and KenLM's own Python, as a wheel.
 .venv-lm/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-lm
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-lm/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	.venv-lm/bin/python -m pip install --quiet --no-deps -c constraints.txt ctc-beam-decoder pyctcdecode==0.5.0 \
 		pygtrie==2.6.2 camel-kenlm==2026.2.7 whisper-normalizer more-itertools==11.2.1 \
 		indic-numtowords==1.1.0 text2num==3.1.0
@@ -128,8 +126,7 @@ test-lm: .venv-lm/.ready  ## CTC beam search with a language model, against pyct
 # Other programs that run Whispers, in an environment of their own that sees .venv's packages.
 .venv-programs/.ready: $(READY) tests/programs/requirements.txt
 	$(PYTHON) -m venv --clear .venv-programs
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-programs/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	.venv-programs/bin/python -m pip install --quiet --no-deps -r tests/programs/requirements.txt
 	@touch $@
 
@@ -139,8 +136,7 @@ test-programs: .venv-programs/.ready  ## an adapted Whisper in openai-whisper an
 # Libraries that quantise Linears, in an environment of their own that sees .venv's packages.
 .venv-quantisers/.ready: $(READY) tests/quantisers/requirements.txt
 	$(PYTHON) -m venv --clear .venv-quantisers
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-quantisers/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	.venv-quantisers/bin/python -m pip install --quiet --no-deps -r tests/quantisers/requirements.txt
 	@touch $@
 
@@ -163,8 +159,7 @@ browser: $(ORT_WEB)/.ready  ## fetch onnxruntime-web for examples/browser, with 
 .venv-browser/.ready: $(READY) tests/browser/requirements.txt
 	$(PYTHON) -m venv --clear .venv-browser
 	.venv-browser/bin/python -m pip install --quiet --no-deps -r tests/browser/requirements.txt
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-browser/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	@touch $@
 
 test-browser: .venv-browser/.ready $(ORT_WEB)/.ready  ## examples/browser in Chromium (on PATH, or CHROMIUM=...)
@@ -172,8 +167,7 @@ test-browser: .venv-browser/.ready $(ORT_WEB)/.ready  ## examples/browser in Chr
 
 .venv-executorch/.ready: $(READY)
 	$(PYTHON) -m venv --clear .venv-executorch
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-		> "$$(.venv-executorch/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
+	$(SEES_VENV)
 	.venv-executorch/bin/python -m pip install --quiet -c constraints.txt executorch
 	@touch $@
 

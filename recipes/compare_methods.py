@@ -93,8 +93,8 @@ def main(
 
     # What is compared, and the run's folder: a finished one is shown again, an interrupted one continues.
     console = Console()
-    speech = {"model": model, "channel": channel, "language": language, "train_clips": train_clips, "test": test}
-    speech["dev"] = dev
+    speech = dict[str, object](model=model, channel=channel, language=language)
+    speech |= {"train_clips": train_clips, "test": test, "dev": dev}
     made = make_task(task, data=data, epochs=epochs, speech=speech, sensor={"shift": shift, "span": fleet})
     check_ways(ways)
     if ways:  # one that the network cannot take is told before any work
