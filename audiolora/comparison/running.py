@@ -5,6 +5,7 @@ A way gets a process of its own, so that the memory it takes is its own, and so 
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 from audiolora.comparison.task import OpenTask, Task
 from audiolora.comparison.trials import (
     Costs,
+    Scores,
     Trial,
     chosen_rate,
     read_costs,
@@ -33,9 +35,11 @@ from audiolora.comparison.trials import (
     write_trial,
 )
 from audiolora.comparison.ways import WAYS, Prepared, prepared, shipped_bytes
+from audiolora.diverging import DivergedError
 
 ENGINES = ("local", "ray")
 _STEPS, _WARM = 12, 3
+_LOST = math.inf, Scores((), ())
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def run_ways(
     threads: int = 1,
     address: str | None = None,
 ) -> Iterator[str]:
-    """Run what is not done of each way.
+    """Run what is not done of each way. A rate at which training diverges is tried, and never chosen.
 
     Args:
         task: prepared in ``folder``.
@@ -167,7 +171,10 @@ def _run_way(task: Task, way: str, grid: Grid, folder: Path) -> None:
         else:
             for rate in rates_of(grid, way):
                 _once(opened, way, rate, grid.first_seed, grid, folder, before)
-            best = chosen_rate(read_trials(folder, way))
+            trials = read_trials(folder, way)
+            if all(trial.diverged for trial in trials):
+                raise ValueError("no learning rate that was tried led to a finite loss; try smaller --learning-rates")
+            best = chosen_rate(trials)
             for seed in range(grid.first_seed + 1, grid.first_seed + grid.seeds):
                 _once(opened, way, best, seed, grid, folder, before)
         if read_costs(folder, way) is None:
@@ -183,12 +190,18 @@ def _once(
         return
     made = _prepared(opened, way, grid, seed)
     begin = time.monotonic()
+    diverged = False
     if rate is not None:
         with tempfile.TemporaryDirectory(prefix="audiolora-trial-") as scratch:
-            opened.fit(made.net, rate, seed, Path(scratch))
+            try:
+                opened.fit(made.net, rate, seed, Path(scratch))
+            except DivergedError:
+                if seed != grid.first_seed:  # it was the best rate: no other may stand in for it unsaid
+                    raise
+                diverged = True
     seconds, peak = time.monotonic() - begin, max(0, _peak_bytes() - loaded_bytes)
     trained = sum(parameter.numel() for parameter in made.net.parameters() if parameter.requires_grad)
-    dev, test = opened.score(made.net, "dev").rate, opened.score(made.net, "test")
+    dev, test = (opened.score(made.net, "dev").rate, opened.score(made.net, "test")) if not diverged else _LOST
     write_trial(
         folder, Trial(way, rate, seed, dev, test, trained, shipped_bytes(made.net), seconds, peak, made.ranks or None)
     )

@@ -8,6 +8,7 @@ trials/WAY/log.txt        what training said
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,8 @@ class Trial:
         way: of `comparison.ways`.
         learning_rate: None for the frozen base.
         seed: of start and order.
-        dev: error rate on the development split, which chooses the learning rate.
-        test: on the test split.
+        dev: error rate on the development split, which chooses the learning rate; infinite where the training diverged.
+        test: on the test split; empty where the training diverged.
         trained: parameters with a gradient.
         shipped_bytes: of the file that a deployment would add to the base.
         seconds: of the training.
@@ -64,6 +65,11 @@ class Trial:
     seconds: float
     peak_bytes: int
     ranks: Mapping[str, int] | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether no loss of the training was finite: its learning rate is not chosen."""
+        return not math.isfinite(self.dev)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def write_trial(folder: Path, trial: Trial) -> None:
     """Leave a trial's file, whole or not at all."""
     path = trial_path(folder, trial.way, trial.learning_rate, trial.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(trial))
+    says = asdict(trial) | ({} if math.isfinite(trial.dev) else {"dev": None})  # JSON has no infinity
+    write_json(path, says)
 
 
 def read_trials(folder: Path, way: str) -> list[Trial]:
@@ -178,6 +185,7 @@ def _trial(path: Path) -> Trial:
     try:
         says: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         test = Scores(**{name: tuple(values) for name, values in says.pop("test").items()})
-        return Trial(test=test, **says)
+        dev = says.pop("dev")
+        return Trial(test=test, dev=math.inf if dev is None else dev, **says)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a trial of a comparison ({error}); start the run anew with --fresh") from None

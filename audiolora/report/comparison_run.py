@@ -102,7 +102,7 @@ def leave(run: Run) -> None:
         unit=says["unit"],
         rows=rows,
         facts=[*facts, *versions.items()],
-        notes=[_told_apart(rows)],
+        notes=[_told_apart(rows), *_diverged(run, rows)],
     )
     write_comparison_report(run.folder / "report.html", report)
     run.write("summary.json", {"unit": says["unit"], "rows": [asdict(row) for row in rows], "versions": versions})
@@ -119,6 +119,13 @@ def show(run: Run) -> None:
     console.print(_told_apart(rows), style="dim")
     steps = [("report", str(run.folder / "report.html")), ("table", str(run.folder / "table.md"))]
     print_next_steps(steps, console)
+
+
+def _diverged(run: Run, rows: Sequence[WayRow]) -> list[str]:
+    """Which rates led to no finite loss, by way."""
+    rates = {row.way: [t.learning_rate for t in read_trials(run.folder, row.way) if t.diverged] for row in rows}
+    found = [f"{way} at {', '.join(f'{rate:g}' for rate in lost)}" for way, lost in rates.items() if lost]
+    return [f"no finite loss, and so not chosen: {'; '.join(found)}"] if found else []
 
 
 def _told_apart(rows: list[WayRow]) -> str:

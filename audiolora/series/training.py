@@ -24,6 +24,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, Train
 from audiolora.adalora_callback import rank_allocation
 from audiolora.allocation import adalora_tuner, orthogonality_penalty
 from audiolora.checkpoints import NamesAFullDisk, WholeCheckpoints, epochs_to_train, last_whole_checkpoint
+from audiolora.diverging import DivergedError
 from audiolora.files import write_json
 from audiolora.running_statistics import hold_statistics
 
@@ -104,7 +105,8 @@ def fit_net(
         DataFrame ``epoch``, ``loss``, ``val_loss`` (NaN without ``val``), ``best``.
 
     Raises:
-        ValueError: nothing requires a gradient, no loss is finite, or ``out`` holds another training.
+        ValueError: nothing requires a gradient, or ``out`` holds another training.
+        DivergedError: no loss is finite.
     """
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ValueError(
@@ -280,7 +282,7 @@ def _history(state: Any) -> pd.DataFrame:
 def _check_finite(history: pd.DataFrame, lr: float) -> None:
     judged = history["val_loss"] if history["val_loss"].notna().any() else history["loss"].tail(1)
     if not judged.abs().lt(float("inf")).any():
-        raise ValueError(f"no loss was finite, at lr={lr:g}; try a tenth of it, and begin anew")
+        raise DivergedError(f"no loss was finite, at lr={lr:g}; try a tenth of it, and begin anew")
 
 
 def _arguments(settings: FitSettings, epochs: int, folder: Path, validated: bool) -> TrainingArguments:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from audiolora.comparison.running import Grid, is_done, run_way, run_ways, trials_of
-from audiolora.comparison.trials import chosen_rate, read_costs, read_trials, trial_path
+from audiolora.comparison.trials import chosen_rate, interval, read_costs, read_trials, trial_path
 from tests.comparison.tiny_task import TinyTask
 
 GRID = Grid(learning_rates=(1e-3, 3e-2), seeds=2, parameters=30)
@@ -60,6 +61,28 @@ def test_an_error_names_the_way(folder: Path) -> None:
     for wrong in ({"learning_rates": ()}, {"learning_rates": (2.0,)}, {"seeds": 0}, {"parameters": 0}):
         with pytest.raises(ValueError, match="got"):
             Grid(**wrong)
+
+
+def test_a_rate_that_diverges_is_lost_and_the_others_go_on(folder: Path) -> None:
+    task = TinyTask(diverges=((3e-2, 0),))
+    run_way(task, "head", GRID, folder)
+    trials = read_trials(folder, "head")
+    assert [t.learning_rate for t in trials if t.diverged] == [3e-2]
+    assert chosen_rate(trials) == 1e-3 and is_done(GRID, folder, "head")
+    assert (folder / "fits.log").read_text().split() == ["0.001", "0", "0.001", "1"]
+    assert math.isfinite(interval([t for t in trials if not t.diverged]).value)
+
+
+def test_a_way_that_only_diverges_is_an_error(folder: Path) -> None:
+    everywhere = TinyTask(diverges=((1e-3, 0), (3e-2, 0)))
+    with pytest.raises(ValueError, match="head: no learning rate .* finite loss; try smaller --learning-rates"):
+        run_way(everywhere, "head", GRID, folder)
+    assert not is_done(GRID, folder, "head")
+
+
+def test_the_best_rate_that_diverges_with_another_seed_is_an_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match="head: no loss was finite, at lr=0.03"):
+        run_way(TinyTask(diverges=((3e-2, 1),)), "head", GRID, folder)
 
 
 @pytest.mark.slow

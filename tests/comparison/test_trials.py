@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,11 @@ ONE = Trial("lora", 1e-3, 0, 5.0, Scores((1.0, 3.0), (2.0, 2.0)), 100, 400, 1.5,
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     trials = [ONE, replace(ONE, seed=1, ranks=None), replace(ONE, learning_rate=None, way="frozen")]
+    trials.append(replace(ONE, way="full", dev=math.inf, test=Scores((), ())))  # it diverged
     for trial in trials:
         write_trial(tmp_path, trial)
-    assert read_trials(tmp_path, "lora") == trials[:2] and read_trials(tmp_path, "frozen") == trials[2:]
+    assert read_trials(tmp_path, "lora") == trials[:2] and read_trials(tmp_path, "frozen") == trials[2:3]
+    assert read_trials(tmp_path, "full") == trials[3:] and trials[3].diverged and not trials[0].diverged
     assert read_trials(tmp_path, "dora") == [] and read_costs(tmp_path, "lora") is None
     write_costs(tmp_path, "lora", Costs(0.8))
     assert read_costs(tmp_path, "lora") == Costs(0.8)

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from audiolora.comparison.trials import Scores
+from audiolora.diverging import DivergedError
 
 
 @dataclass(frozen=True)
 class TinyTask:
     steps: int = 20
     fails: str = ""
+    diverges: tuple[tuple[float, int], ...] = ()
 
     def prepare(self, folder: Path) -> None:
         (folder / "prepared").touch()
@@ -44,6 +46,8 @@ class OpenTinyTask:
     def fit(self, net: nn.Module, learning_rate: float, seed: int, folder: Path) -> None:
         if self.task.fails:
             raise ValueError(self.task.fails)
+        if (learning_rate, seed) in self.task.diverges:
+            raise DivergedError(f"no loss was finite, at lr={learning_rate:g}")
         with self.log.open("a") as log:
             log.write(f"{learning_rate:g} {seed}\n")
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=learning_rate)

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from audiolora.checkpoints import WholeCheckpoints, check_processes, epochs_to_train, last_whole_checkpoint
+from audiolora.diverging import DivergedError
 from audiolora.speech.training.precision import mixed_precision
 from audiolora.speech.training.sampling import EpochsOfClips
 from audiolora.speech.training.settings import TrainingSettings
@@ -129,10 +130,10 @@ def finished_history(trainer: Any, settings: TrainingSettings) -> list[dict[str,
     """The history of a Trainer that has ended.
 
     Raises:
-        ValueError: no epoch had a finite development loss, so that there is no best one.
+        DivergedError: no epoch had a finite development loss, so that there is no best one.
     """
     if trainer.state.best_model_checkpoint is None:
-        raise ValueError(
+        raise DivergedError(
             f"the development loss was not finite after any epoch, at learning_rate {settings.learning_rate:g}; try a "
             "tenth of it, and start the run anew"
         )
