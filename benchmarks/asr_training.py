@@ -1,7 +1,6 @@
 """What training a Whisper adapter costs: a step against PEFT's, short context against 30 s, waiting for data.
 
-    python benchmarks/asr_training.py                # minutes
-    python benchmarks/asr_training.py --wer          # and the error rates at either context: an hour
+    python benchmarks/asr_training.py                # minutes; whisper_context.py has the error rates at either context
 
 Whisper tiny.en on telephone prompts under 5 s. The ways take turns in every round, each time is divided by another of
 its own round, and medians are appended to benchmarks/results/asr_training.csv.
@@ -9,7 +8,6 @@ its own round, and medians are appended to benchmarks/results/asr_training.csv.
 
 import csv
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,13 +24,9 @@ from audiolora.speech.data.audio import duration_s
 from audiolora.speech.data.manifests import read_utterances
 from audiolora.speech.data.split import split_by_text
 from audiolora.speech.sound.channels import parse_channel
-from audiolora.speech.texts.metrics import error_rates
 from audiolora.speech.training.clips import Clips
-from audiolora.speech.training.settings import TrainingSettings
 from audiolora.speech.whisper.collate import WhisperCollator
 from audiolora.speech.whisper.context import ContextPolicy, audio_context
-from audiolora.speech.whisper.decode import transcribe
-from audiolora.speech.whisper.training import train_whisper
 from audiolora.speech.whisper.weights import LoadedWhisper, load_whisper
 
 RESULTS = Path(__file__).parent / "results" / "asr_training.csv"
@@ -51,22 +45,19 @@ class Row:
     bound: str
 
 
-def main(*, rounds: int = 15, wer: bool = False, threads: int = 1) -> None:
+def main(*, rounds: int = 15, threads: int = 1) -> None:
     """Measure, print and append.
 
     Args:
         rounds: of timing; each way is run in each.
-        wer: also train at both contexts and compare error rates.
         threads: of torch.
     """
     torch.set_num_threads(threads)
     spoken = [u for u in read_utterances("prompts-en") if duration_s(u.audio) <= LONGEST_S]
     split = split_by_text(spoken, test=100, dev=40, seed=0)
     channel = parse_channel(CHANNEL)
-    clips = {name: Clips(getattr(split, name), channel) for name in ("train", "dev", "test")}
-    rows = [*steps(clips["train"], rounds), *waiting(clips["train"], rounds)]
-    if wer:
-        rows += error_rates_by_context(clips)
+    clips = Clips(split.train, channel)
+    rows = [*steps(clips, rounds), *waiting(clips, rounds)]
     for row in rows:
         print(f"{row.measure:<66} {row.value:>8.3f} {row.unit:<6} {row.bound}")
     _append(rows, threads)
@@ -123,24 +114,6 @@ def waiting(clips: Clips, rounds: int) -> list[Row]:
                 waited, worked = waited + ready - begin, worked + time.perf_counter() - ready
         share = 100 * waited / (waited + worked)
         rows.append(Row(f"waiting for data, {workers} workers", share, "%", "< 5" if workers else ""))
-    return rows
-
-
-def error_rates_by_context(clips: dict[str, Clips]) -> list[Row]:
-    """The same training at the clips' own length and at 30 s, each decoded as it was trained."""
-    rows = []
-    train = Clips(clips["train"].utterances[:240], clips["train"].channel)
-    for context in ("auto", "full"):
-        whisper = load_whisper(MODEL, log=_silent)
-        net = _ours(whisper.model)
-        settings = TrainingSettings(epochs=5, context=context)
-        with tempfile.TemporaryDirectory() as folder:
-            train_whisper(net, whisper.processor, train, clips["dev"], settings, Path(folder))
-        texts = transcribe(net, whisper.processor, clips["test"].audios(), context=context, progress=False)
-        said = [utterance.text for utterance in clips["test"].utterances]
-        found = error_rates(said, texts, normalize=whisper.processor.tokenizer.normalize).wer
-        called = "the clips' own" if context == "auto" else "30 s of"
-        rows.append(Row(f"WER at {called} context, 95 % [{found.low:.1f}, {found.high:.1f}]", found.value, "%", ""))
     return rows
 
 
