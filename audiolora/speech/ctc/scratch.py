@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "scratch:spoken-digits"
 """What `load_ctc` and ``--model`` take."""
 
-_VERSION = "v2"
+_VERSION = "v3"
 """Part of the folder's name: another network or training makes another folder instead of reading this one."""
 
 _FACTS = "scratch.json"
