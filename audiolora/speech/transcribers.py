@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.whisper.decoding import WhisperDecoding
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from audiolora.speech.texts.recordings import Recording
     from audiolora.speech.texts.transcription import Transcription
     from audiolora.speech.whisper.adapter import AdapterInfo
@@ -120,20 +118,35 @@ def ctc_transcriber(
         adapter, name, base, language=wanted.language, context=wanted.context, batch_size=wanted.batch_size,
         decoding=wanted.ctc, log=log,
     )  # fmt: skip
-    return lambda recordings: [_by_pieces(recording, decode, wanted.piece_s or 30.0) for recording in recordings]
+    return lambda recordings: _by_pieces(recordings, decode, wanted.piece_s or 30.0, log)
 
 
 def _by_pieces(
-    recording: Recording, decode: Callable[[Sequence[np.ndarray], str], list[str]], piece_s: float
-) -> Transcription:
-    from audiolora.speech.texts.recordings import pieces_of, read_pieces
-    from audiolora.speech.texts.transcription import Segment, Transcription
-    from audiolora.speech.whisper.decode import joined
+    recordings: Sequence[Recording], decode: Any, piece_s: float, log: Callable[[str], object]
+) -> list[Transcription]:
+    """Pieces of all recordings in batches together: many short files take no longer than one of their length."""
+    from audiolora.speech.texts.recordings import pieces_of, portions
+    from audiolora.speech.texts.transcribing import progress_bar
+    from audiolora.speech.texts.transcription import Segment, Transcription, joined
 
-    plan = pieces_of(recording, piece_s)
-    texts = decode(list(read_pieces(recording, plan)), recording.name)
-    said = [[Segment(p.start_s, p.end_s, text)] if text else [] for p, text in zip(plan, texts, strict=True)]
-    return Transcription(recording.duration_s, tuple(joined(plan, said)))
+    plans = [pieces_of(recording, piece_s) for recording in recordings]
+    said: list[list[list[Segment]]] = [[[] for _ in plan] for plan in plans]
+    heard = set()
+    with progress_bar(sum(map(len, plans)), True) as advance:
+        for portion in portions(recordings, plans):
+            names = [recordings[each.recording].name for each in portion]
+            for each, text in zip(portion, decode([each.samples for each in portion], names, advance), strict=True):
+                if text is not None:
+                    heard.add(each.recording)
+                if text:
+                    said[each.recording][each.index] = [Segment(each.piece.start_s, each.piece.end_s, text)]
+    for number in sorted(set(range(len(recordings))) - heard):
+        name = recordings[number].name
+        log(f"warning: {name}: shorter than what the model makes one frame of, so its text is empty")
+    return [
+        Transcription(recording.duration_s, tuple(joined(plan, segments)))
+        for recording, plan, segments in zip(recordings, plans, said, strict=True)
+    ]
 
 
 def _piece_s(info: AdapterInfo | MergedInfo | None) -> float:

@@ -13,6 +13,8 @@ from audiolora.speech.ctc.decoding import CtcDecoding
 if TYPE_CHECKING:
     import numpy as np
 
+    from audiolora.speech.texts.transcribing import Advance
+
 
 def is_ctc(adapter: Path | None, model: str | None) -> bool:
     """Whether what a command is to work with is a CTC model's.
@@ -61,10 +63,8 @@ def ctc_decoder(
     batch_size: int = 8,
     decoding: CtcDecoding = CtcDecoding(),  # noqa: B008
     log: Log = print,
-) -> Callable[[Sequence[np.ndarray], str], list[str]]:
-    """What turns the pieces of a recording into texts, with a run's adapter or a plain CTC model.
-
-    Of a piece that is too short for one frame, as the last of a recording may be, the text is empty.
+) -> Callable[[Sequence[np.ndarray], Sequence[str], Advance], list[str | None]]:
+    """What turns pieces of recordings into texts, with a run's adapter or a plain CTC model.
 
     Args:
         adapter: a run's folder or an adapter's; or None.
@@ -73,10 +73,11 @@ def ctc_decoder(
         language, context: Whisper's; a CTC model takes neither.
         batch_size: clips decoded at once.
         decoding: see `CtcDecoding`.
-        log: called with a sentence for each thing worth knowing, such as a recording that is too short as a whole.
+        log: called with a sentence for each thing worth knowing.
 
     Returns:
-        (pieces (L,) 16 kHz, what to call the recording) → their texts.
+        (pieces (L,) 16 kHz, what to call each, what to tell how many are done) → their texts; None of a piece that is
+        too short for one frame, as the last of a recording may be.
 
     Raises:
         ValueError: a language or a context, or what loading refuses.
@@ -105,14 +106,13 @@ def ctc_decoder(
     decoder = decoder_of(decoding, loaded.processor.tokenizer)  # once: it may read a large language model
     frames = FrameCount.of(model, loaded.processor.feature_extractor)
 
-    def texts_of(pieces: Sequence[np.ndarray], recording: str) -> list[str]:
+    def texts_of(pieces: Sequence[np.ndarray], names: Sequence[str], advance: Advance) -> list[str | None]:
         heard = [index for index, piece in enumerate(pieces) if frames(len(piece)) > 0]
-        if not heard:
-            log(f"warning: {recording}: shorter than what the model makes one frame of, so its text is empty")
-        texts = [""] * len(pieces)
+        advance(len(pieces) - len(heard))
+        texts: list[str | None] = [None] * len(pieces)
         found = transcribe_ctc(
             model, loaded.processor, [pieces[index] for index in heard], batch_size=batch_size, decoder=decoder,
-            names=[recording] * len(heard),
+            progress=advance, names=[names[index] for index in heard],
         )  # fmt: skip
         for index, text in zip(heard, found, strict=True):
             texts[index] = text

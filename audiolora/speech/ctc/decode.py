@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from audiolora.speech.ctc.collate import ctc_features
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.ctc.frames import FrameCount, ctc_network, hears_padding
 from audiolora.speech.data.audio import SAMPLE_RATE_HZ
-from audiolora.speech.texts.transcribing import evaluating, progress_bar
+from audiolora.speech.texts.transcribing import Advance, evaluating, progress_bar
 
 Decoder = Callable[[np.ndarray], str]
 """From log-probabilities (frames, vocabulary) float32 of one clip to its text."""
@@ -26,7 +27,7 @@ def transcribe_ctc(
     *,
     decoder: Decoder | CtcDecoding | None = None,
     batch_size: int = 8,
-    progress: bool = True,
+    progress: bool | Advance = True,
     names: Sequence[str] | None = None,
 ) -> list[str]:
     """Transcribe clips with a CTC model.
@@ -39,7 +40,7 @@ def transcribe_ctc(
         audios: clips (L,), 16 kHz, mono, float.
         decoder: from a clip's log-probabilities to its text, such as a beam search, or how to decode; None: greedily.
         batch_size: clips a batch.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr; or what to call instead with each number of clips that are done.
         names: what error messages call the clips, for example their files.
 
     Returns:
@@ -102,7 +103,7 @@ def ctc_log_probs(
     audios: Sequence[np.ndarray],
     *,
     batch_size: int = 8,
-    progress: bool = True,
+    progress: bool | Advance = True,
     names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Log-probabilities of each clip, (frames, vocabulary) float32, with its index; the longest clips first.
@@ -119,7 +120,8 @@ def ctc_log_probs(
     device = next(network.parameters()).device
     batches = _batches([len(clip) for clip in clips], batch_size, alone=hears_padding(model, extractor))
     # no_grad and not inference_mode: a tensor that an adapter layer caches here may be met by a later backward
-    with evaluating(model), progress_bar(len(clips), progress) as advance:
+    bar = progress_bar(len(clips), progress) if isinstance(progress, bool) else nullcontext(progress)
+    with evaluating(model), bar as advance:
         for batch in batches:
             features = ctc_features(processor, [clips[index] for index in batch])
             with torch.no_grad():

@@ -24,6 +24,8 @@ QUIET_S = 0.2  # a pause at least this long is a place to cut
 OVERLAP_S = 2.0  # heard by both neighbours where there is no pause
 LEAST_SHARE = 0.4  # of the longest piece: before it no cut is looked for
 SILENCE = 1e-7  # mean power, full scale at 1: -70 dB; below it nothing is heard
+HELD_S = 3600.0
+"""Audio held in memory at once: an hour is 230 MB."""
 _BLOCK_S = 30
 _MARGIN_S = 0.2  # read on both sides of a piece, so that resampling has no edge in it
 
@@ -57,6 +59,16 @@ class Piece:
     end_s: float
     overlap_s: float = 0.0
     silent: bool = False
+
+
+@dataclass(frozen=True)
+class ReadPiece:
+    """A piece with its samples (n_samples,), 16 kHz, mono, float32: the number of its recording, and its own in it."""
+
+    recording: int
+    index: int
+    piece: Piece
+    samples: np.ndarray
 
 
 def recording_of(audio: np.ndarray, name: str) -> Recording:
@@ -176,6 +188,30 @@ def read_pieces(recording: Recording, pieces: Sequence[Piece]) -> Iterator[np.nd
             yield recording.source[round(piece.start_s * SAMPLE_RATE_HZ) : round(piece.end_s * SAMPLE_RATE_HZ)]
     else:
         yield from _read_forwards(recording.source, recording.name, pieces)
+
+
+def portions(recordings: Sequence[Recording], plans: Sequence[Sequence[Piece]]) -> Iterator[list[ReadPiece]]:
+    """The pieces of recordings, read; at most `HELD_S` of audio at once, however many recordings that is.
+
+    Args:
+        recordings: to read.
+        plans: the pieces of each.
+
+    Raises:
+        AudioError: a file has changed since it was opened.
+    """
+    portion: list[ReadPiece] = []
+    held_s = 0.0
+    for number, (recording, plan) in enumerate(zip(recordings, plans, strict=True)):
+        for index, (piece, samples) in enumerate(zip(plan, read_pieces(recording, plan), strict=True)):
+            duration_s = len(samples) / SAMPLE_RATE_HZ
+            if portion and held_s + duration_s > HELD_S:
+                yield portion
+                portion, held_s = [], 0.0
+            portion.append(ReadPiece(number, index, piece, samples))
+            held_s += duration_s
+    if portion:
+        yield portion
 
 
 def _read_forwards(path: Path, called: str, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:

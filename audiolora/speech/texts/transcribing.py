@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+Advance = Callable[[int], object]
+"""Takes the number of clips that are done since it was called last."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -21,7 +24,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, show: bool) -> Iterator[Advance]:
     """A bar on stderr; what it yields moves it on by so many clips."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

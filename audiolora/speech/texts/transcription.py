@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from audiolora.speech.texts.recordings import Piece
 
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages written without spaces, which openai-whisper splits by characters."""
@@ -125,6 +129,17 @@ def heard_until(tokens: Sequence[int], first_timestamp: int) -> tuple[Sequence[i
     if stamps[-2:] == [False, True] or not pairs or tokens[pairs[-1]] == first_timestamp:
         return tokens, None
     return tokens[: pairs[-1] + 1], round((tokens[pairs[-1]] - first_timestamp) * 0.02, 2)
+
+
+def joined(plan: Sequence[Piece], found: Sequence[list[Segment]]) -> list[Segment]:
+    """A recording's segments, from those of its pieces."""
+    whole = list(found[0])
+    for before, segments in zip(plan, found[1:], strict=False):
+        if before.overlap_s:
+            whole = join_overlapping(whole, segments, before.end_s - before.overlap_s / 2, before.overlap_s)
+        else:
+            whole += segments
+    return whole
 
 
 def join_overlapping(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from audiolora.speech.texts.recordings import Piece, Recording, pieces_of, read_pieces, recording_of
+from audiolora.speech.texts.recordings import Recording, pieces_of, portions, recording_of
 from audiolora.speech.texts.transcribing import evaluating, progress_bar
-from audiolora.speech.texts.transcription import Segment, Transcription, join_overlapping
+from audiolora.speech.texts.transcription import Segment, Transcription, joined
 from audiolora.speech.whisper.context import MAX_FRAMES, ContextMode, ContextPolicy
 from audiolora.speech.whisper.decoding import WhisperDecoding
 from audiolora.speech.whisper.features import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HOP_SAMPLES", "SAMPLE_RATE_HZ", "is_multilingual", "log_mel", "transcribe", "transcribe_recordings"]
 
-HELD_S = 3600.0
-"""Audio held in memory at once: an hour is 230 MB. Its log-mel frames are made a batch at a time."""
 LONGEST_PIECE_S = MAX_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ
 
 GREEDY = WhisperDecoding()
@@ -162,7 +160,8 @@ def transcribe_recordings(
     total = sum(map(len, plans))
     # no_grad and not inference_mode: a tensor that an adapter layer caches here may be met by a later backward
     with torch.no_grad(), evaluating(model), progress_bar(total, progress) as advance:
-        for portion in _portions(recordings, plans, languages):
+        for read in portions(recordings, plans):
+            portion = [Heard(r.recording, r.index, r.piece, r.samples, languages[r.recording]) for r in read]
             while portion:
                 again: list[Heard] = []
                 for n_frames, batch in _batches(policy, portion, batch_size):
@@ -188,24 +187,6 @@ def _languages(
     return [codes[one] for one in language]
 
 
-def _portions(
-    recordings: Sequence[Recording], plans: Sequence[Sequence[Piece]], languages: Sequence[str | None]
-) -> Iterator[list[Heard]]:
-    """Pieces with their samples, at most `HELD_S` of them at once."""
-    portion: list[Heard] = []
-    held_s = 0.0
-    for number, (recording, plan) in enumerate(zip(recordings, plans, strict=True)):
-        for index, (piece, samples) in enumerate(zip(plan, read_pieces(recording, plan), strict=True)):
-            heard = Heard(number, index, piece, samples, languages[number])
-            if portion and held_s + heard.duration_s > HELD_S:
-                yield portion
-                portion, held_s = [], 0.0
-            portion.append(heard)
-            held_s += heard.duration_s
-    if portion:
-        yield portion
-
-
 def _batches(policy: ContextPolicy, portion: Sequence[Heard], batch_size: int) -> Iterator[tuple[int, list[Heard]]]:
     """(context in frames, pieces), longest pieces first: what does not fit in memory fails at once."""
     by_context: dict[int, list[Heard]] = {}
@@ -214,17 +195,6 @@ def _batches(policy: ContextPolicy, portion: Sequence[Heard], batch_size: int) -
     for n_frames, alike in by_context.items():
         for start in range(0, len(alike), batch_size):
             yield n_frames, alike[start : start + batch_size]
-
-
-def joined(plan: Sequence[Piece], found: Sequence[list[Segment]]) -> list[Segment]:
-    """A recording's segments, from those of its pieces."""
-    whole = list(found[0])
-    for before, segments in zip(plan, found[1:], strict=False):
-        if before.overlap_s:
-            whole = join_overlapping(whole, segments, before.end_s - before.overlap_s / 2, before.overlap_s)
-        else:
-            whole += segments
-    return whole
 
 
 def _token_limit(whisper: WhisperForConditionalGeneration, max_new_tokens: int | None, n_prompt: int) -> int:

@@ -18,6 +18,7 @@ import audiolora
 from audiolora.cli import app as cli
 from audiolora.cli import run_app
 from audiolora.edge import Session
+from audiolora.speech.ctc import decode
 from audiolora.speech.ctc.adapter import load_adapted_ctc
 from audiolora.speech.ctc.decode import transcribe_ctc
 from audiolora.speech.ctc.decoding import CtcDecoding
@@ -99,6 +100,22 @@ def test_what_is_too_short_for_a_frame_says_nothing(there: Path, said: Any, tmp_
     alone = transcribe_ctc(model.eval(), loaded.processor, [read_audio(tmp_path / "a.wav")[:16_000]], progress=False)
     assert [row["text"] for row in json.loads(told.out)] == [*alone, ""]
     assert f"warning: {tmp_path / 'b.wav'}: shorter than what the model makes one frame of" in told.err
+
+
+def test_short_files_share_batches(there: Path, said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, batches = np.random.default_rng(0), []
+    for number in range(5):
+        soundfile.write(tmp_path / f"{number}.wav", 1e-2 * generator.standard_normal(8000), 16_000)
+    make = decode.ctc_features
+    monkeypatch.setattr(decode, "ctc_features", lambda p, clips: (batches.append(len(clips)), make(p, clips))[1])
+    told = said("transcribe", tmp_path, "--adapter", there / "run", "--json", "--batch-size", "4")
+    assert told.status == 0 and batches == [4, 1]
+    model, loaded, _ = load_adapted_ctc(there / "run", log=lambda line: None)
+    alone = [
+        transcribe_ctc(model.eval(), loaded.processor, [read_audio(path)], progress=False)[0]
+        for path in sorted(tmp_path.glob("*.wav"))
+    ]
+    assert [row["text"] for row in json.loads(told.out)] == alone
 
 
 def test_inspect_tells_the_alphabet(there: Path, said: Any) -> None:
