@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "scratch:spoken-digits"
 """What `load_ctc` and ``--model`` take."""
 
-_VERSION = "v3"
+_VERSION = "v2"
 """Part of the folder's name: another network or training makes another folder instead of reading this one."""
 
 _FACTS = "scratch.json"
@@ -100,7 +100,7 @@ def scratch_settings() -> CtcTrainingSettings:
     """How it is trained."""
     from audiolora.speech.ctc.settings import CtcTrainingSettings
 
-    return CtcTrainingSettings(epochs=12, batch_size=8, learning_rate=1e-3, warmup=0.1, seed=0)
+    return CtcTrainingSettings(epochs=12, batch_size=8, learning_rate=1e-3, warmup=0.1, adam_beta2=0.999, seed=0)
 
 
 def make_scratch(letters: list[str], seed: int = 0, **changes: Any) -> tuple[Any, Any]:

@@ -21,6 +21,8 @@ class TrainingSettings:
         gradient_accumulation: steps whose gradients are summed before an update.
         learning_rate: peak; linear warm-up over ``warmup`` of the steps, then linear decay to zero.
         warmup: share of all steps, in [0, 1).
+        adam_beta2: decay of AdamW's mean of squared gradients. An adapter learns in some hundred steps, of which 0.999
+            would remember all; Whisper was trained with 0.98, too.
         patience: epochs without a lower development loss before training stops; 0 never stops early.
         context: how much audio the encoder sees: auto, each batch's longest clip; full, 30 s; mix, one or the other.
         spec_augment: mask stretches of time and of mel bands in training (SpecAugment, arXiv 1904.08779).
@@ -51,6 +53,7 @@ class TrainingSettings:
     gradient_accumulation: int = 1
     learning_rate: float = 3e-3
     warmup: float = 0.1
+    adam_beta2: float = 0.98
     patience: int = 0
     context: ContextMode = "auto"
     spec_augment: bool = False
@@ -73,6 +76,8 @@ class TrainingSettings:
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 3e-3")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"adam_beta2 must lie in [0, 1), got {self.adam_beta2}; try 0.98")
         if self.patience < 0 or self.workers < 0:
             raise ValueError(f"patience and workers must not be negative, got {self.patience} and {self.workers}")
         if not 0 <= self.seed < 2**32:

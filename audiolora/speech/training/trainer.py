@@ -21,11 +21,6 @@ from audiolora.speech.training.training_history import History, SavesWithinEpoch
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 LOGGING_STEPS = 5
-ADAM_BETA2 = 0.98
-"""As Whisper (arXiv 2212.04356, appendix F) was trained, and wav2vec2 by its recipes in fairseq. Adapters learn in a
-few hundred steps, and 0.999 remembers the first gradients for a thousand: with it one seed in four learnt nothing at
-the default learning rate (Whisper through a voice scrambler: 105 % WER, 16 % with 0.98), and a wav2vec2 on SSB radio
-kept 37 % WER instead of 29."""
 WAIT = timedelta(hours=12)
 """How long a process waits for the others: the first may decode all the test clips meanwhile. One that died is noticed
 at once."""
@@ -91,7 +86,7 @@ def trainer_arguments(
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
-        adam_beta2=ADAM_BETA2,
+        adam_beta2=settings.adam_beta2,
         warmup_steps=settings.warmup,  # a number below 1 is a share of all steps
         weight_decay=0.0,
         seed=settings.seed,

@@ -17,6 +17,8 @@ from audiolora.speech.training.settings import TrainingSettings
         ("learning_rate", math.inf, "learning_rate must be positive"),
         ("warmup", 1.0, r"warmup is a share of the steps in \[0, 1\), got 1.0"),
         ("warmup", -0.1, "warmup is a share"),
+        ("adam_beta2", 1.0, r"adam_beta2 must lie in \[0, 1\), got 1.0"),
+        ("adam_beta2", math.nan, "adam_beta2 must lie"),
         ("warmup", math.nan, "warmup is a share"),
         ("patience", -1, "patience and workers must not be negative, got -1 and 0"),
         ("workers", -2, "patience and workers must not be negative, got 0 and -2"),
