@@ -6,17 +6,19 @@ A way gets a process of its own, so that the memory it takes is its own, and so 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -125,13 +127,25 @@ def run_ways(
 
 
 def _in_a_process(task: Task, way: str, grid: Grid, folder: Path, threads: int) -> None:
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as alone:
         try:
             alone.submit(run_way, task, way, grid, folder, threads).result()
         except BrokenProcessPool:
             raise RuntimeError(
                 f"{way}: its process was killed, for memory perhaps; take fewer --jobs. The same command goes on"
             ) from None
+
+
+def _end_with_parent() -> None:
+    """In a way's process: a killed comparison must not go on behind the back of the one that continues it."""
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_done(grid: Grid, folder: Path, way: str) -> bool:

@@ -130,7 +130,7 @@ def about_ctc(outcome: Outcome) -> About:
             "the training it wrote what its start drew, not what the base heard."
         )
     return About(
-        tag="wav2vec2",
+        tag="ctc",
         language=info.language or "und",
         notes=notes,
         decoding="",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from audiolora.comparison.running import Grid, is_done, run_way, run_ways, trials_of
@@ -83,6 +87,26 @@ def test_a_way_that_only_diverges_is_an_error(folder: Path) -> None:
 def test_the_best_rate_that_diverges_with_another_seed_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match="head: no loss was finite, at lr=0.03"):
         run_way(TinyTask(diverges=((3e-2, 1),)), "head", GRID, folder)
+
+
+RUN = """
+from pathlib import Path
+from tests.comparison.test_running import GRID, TinyTask, run_ways
+list(run_ways(TinyTask(steps=10**9), ["head"], GRID, Path({!r})))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_trains_no_more(folder: Path) -> None:
+    comparison = subprocess.Popen([sys.executable, "-c", RUN.format(str(folder))], cwd=Path(__file__).parents[2])
+    while not (folder / "fits.log").exists():
+        assert comparison.poll() is None
+        time.sleep(0.1)
+    way = psutil.Process(int((folder / "pid").read_text()))
+    assert way.ppid() == comparison.pid and way.is_running()
+    comparison.kill()
+    comparison.wait()
+    assert not psutil.wait_procs([way], timeout=60)[1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class OpenTinyTask:
             raise ValueError(self.task.fails)
         if (learning_rate, seed) in self.task.diverges:
             raise DivergedError(f"no loss was finite, at lr={learning_rate:g}")
+        (self.log.parent / "pid").write_text(str(os.getpid()))
         with self.log.open("a") as log:
             log.write(f"{learning_rate:g} {seed}\n")
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=learning_rate)

@@ -102,7 +102,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert not re.search(r'(src|href)="https?://', page) and "load_adapted_ctc" in page and "30 s" not in page
     card = (finished / "adapter" / "README.md").read_text()
-    assert "tags: [audiolora, lora, wav2vec2]" in card and f"{summary(finished)['wer_after']['value']:.1f}" in card
+    assert "tags: [audiolora, lora, ctc]" in card and f"{summary(finished)['wer_after']['value']:.1f}" in card
     assert "language:" not in card  # nobody said which
 
 

@@ -58,7 +58,8 @@ def read_audio(
     if rate_hz != SAMPLE_RATE_HZ:
         import librosa
 
-        samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ)
+        most = -(-len(samples) * SAMPLE_RATE_HZ // rate_hz)  # librosa's own count, a float, may be one more
+        samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ)[:most]
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
