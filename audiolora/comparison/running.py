@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -139,13 +140,13 @@ def _in_a_process(task: Task, way: str, grid: Grid, folder: Path, threads: int) 
 def _end_with_parent() -> None:
     """In a way's process: a killed comparison must not go on behind the back of the one that continues it."""
 
-    def watch() -> None:
+    def watch(parent: BaseProcess) -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
     parent = parent_process()
     assert parent is not None
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def is_done(grid: Grid, folder: Path, way: str) -> bool:
