@@ -19,7 +19,9 @@ SEES_VENV = $(BIN)/python -c 'import site; print("import site; site.addsitedir(%
 	> "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside_audiolora.pth"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torchaudio test-augment test-peft test-nets test-ray test-lm test-programs test-quantisers test-browser test-executorch browser demo demo-ctc demo-series demo-fleet clean
+# What has an environment .venv-NAME and tests of its own, test-NAME.
+ELSEWHERE := torchaudio augment peft nets ray lm programs quantisers browser executorch
+.PHONY: help setup check format test test-slow $(ELSEWHERE:%=test-%) test-all browser demo demo-ctc demo-series demo-fleet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -174,6 +176,9 @@ test-browser: .venv-browser/.ready $(ORT_WEB)/.ready  ## examples/browser in Chr
 test-executorch: .venv-executorch/.ready  ## bundles for ExecuTorch, in an environment of its own
 	$(TEST_ENV) .venv-executorch/bin/python -m pytest -m "slow or not slow" tests/executorch
 
+test-all:  ## every test there is, in every environment, to the end whatever fails: hours
+	$(MAKE) --keep-going test test-slow $(ELSEWHERE:%=test-%)
+
 demo: setup  ## adapt Whisper to scrambled speech: weights, speech, training, report
 	$(BIN)/python recipes/asr_whisper.py --channel invert --name demo
 
@@ -193,5 +198,5 @@ demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for e
 		--pretrain-epochs 5 --history 42D --stride 12 --epochs 12 --patience 3
 
 clean:  ## remove the environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-torchaudio .venv-augment .venv-peft .venv-nets .venv-ray .venv-lm .venv-programs .venv-quantisers .venv-browser .venv-executorch $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(ELSEWHERE:%=.venv-%) $(ORT_WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,14 +51,14 @@ def write_adapter(folder: Path, work: Prepared, adapter: str, base: Base, task: 
     if task is not None:
         check_adapter_task(manifest.task, task)
     tensors = filled(manifest.slots, work.folds[adapter])
+    if manifest.target == "executorch":
+        tensors = executorch_bundle.padded(tensors, manifest.slots)
     rank = max((len(value) for name, value in tensors.items() if name.endswith(".lora_A")), default=0)
     if rank > manifest.max_rank:
         raise ValueError(
             f"adapter {folder.name!r} has rank {rank}, and this base takes at most {manifest.max_rank}; export the "
             f"base with max_rank={rank}"
         )
-    if manifest.target == "executorch":
-        tensors = executorch_bundle.padded(tensors, manifest.slots)
     test: dict[str, np.ndarray] = {}
     for part in work.parts:
         test |= _outputs(part, manifest.graphs[part.name], work, adapter)
