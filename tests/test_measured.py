@@ -1,4 +1,4 @@
-"""The comparison's tables in the README and docs/choosing.md say what benchmarks/results/ has."""
+"""Tables in the README and in docs/ say what benchmarks/results/ has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiolora.report.comparison import shown
+from benchmarks.whisper_context import table as context_table
 
 ROOT = Path(__file__).parents[1]
 UNITS = {"sensor": "MASE", "ctc": "WER %"}
@@ -63,3 +64,7 @@ def test_the_tables_of_choosing(task: str) -> None:
         if found["learning_rate"]:
             assert row[-1] == f"{float(found['learning_rate']):.2g}" + ("*" if found["at_edge"] == "True" else "")
             assert row[3] == f"{int(found['trained']):,}"
+
+
+def test_the_table_of_contexts() -> None:
+    assert context_table() in (ROOT / "docs" / "speech.md").read_text(encoding="utf-8")
