@@ -191,7 +191,7 @@ demo-ctc: setup  ## adapt a small wav2vec2 to SSB radio: from scratch on spoken 
 	$(BIN)/python recipes/asr_ctc.py --model scratch:spoken-digits --data spoken-digits --channel ssb+500Hz \
 		--name demo-ctc --batch-size 8 --epochs 1
 	$(BIN)/python recipes/compare_methods.py --task ctc --ways frozen lora-attention lora-attention-ffn lora \
-		--learning-rates 3e-3 --seeds 3 --jobs 2 --name demo-ctc-ways
+		--learning-rates 1e-2 --seeds 3 --jobs 2 --name demo-ctc-ways
 
 demo-fleet: setup  ## 138 load and generation profiles: a base, an adapter for each, report
 	$(BIN)/python recipes/sensor_fleet.py --data simbench --name demo-fleet --width 16 --pretrain-stride 24 \
