@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from audiolora.speech.ctc.decoding import CtcDecoding
 from audiolora.speech.whisper.decoding import WhisperDecoding
 
 if TYPE_CHECKING:
+    from audiolora.speech.ctc.applying import PiecesDecoder
     from audiolora.speech.texts.recordings import Recording
     from audiolora.speech.texts.transcription import Transcription
     from audiolora.speech.whisper.adapter import AdapterInfo
@@ -122,9 +123,9 @@ def ctc_transcriber(
 
 
 def _by_pieces(
-    recordings: Sequence[Recording], decode: Any, piece_s: float, log: Callable[[str], object]
+    recordings: Sequence[Recording], decode: PiecesDecoder, piece_s: float, log: Callable[[str], object]
 ) -> list[Transcription]:
-    """Pieces of all recordings in batches together: many short files take no longer than one of their length."""
+    """Pieces of all recordings in batches together, however short each recording is."""
     from audiolora.speech.texts.recordings import pieces_of, portions
     from audiolora.speech.texts.transcribing import progress_bar
     from audiolora.speech.texts.transcription import Segment, Transcription, joined

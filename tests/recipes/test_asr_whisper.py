@@ -483,11 +483,18 @@ def command(root: Path, out: Path) -> list[str | Path]:
     return [sys.executable, RECIPE, "--model", root / "whisper", "--data", data, "--out", out, *OPTIONS]
 
 
+@pytest.fixture
+def ctrl_c_is_heeded() -> Iterator[None]:
+    """Also where pytest runs in a shell's background, which ignores Ctrl-C and hands that on to what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c_is_heeded")
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_signals_at_random_moments(finished, root, tmp_path, sign):
-    if signal.getsignal(sign) is signal.SIG_IGN:
-        pytest.skip("Ctrl-C is ignored here, as a shell has it for what it starts in the background")
     draw, run, signals = random.Random(int(sign)), tmp_path / "tiny", 0
     while True:
         there = set(run.rglob("*"))

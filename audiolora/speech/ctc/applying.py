@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from audiolora.speech.texts.transcribing import Advance
 
+PiecesDecoder = Callable[["Sequence[np.ndarray]", "Sequence[str]", "Advance"], "list[str | None]"]
+"""What `ctc_decoder` returns."""
+
 
 def is_ctc(adapter: Path | None, model: str | None) -> bool:
     """Whether what a command is to work with is a CTC model's.
@@ -63,7 +66,7 @@ def ctc_decoder(
     batch_size: int = 8,
     decoding: CtcDecoding = CtcDecoding(),  # noqa: B008
     log: Log = print,
-) -> Callable[[Sequence[np.ndarray], Sequence[str], Advance], list[str | None]]:
+) -> PiecesDecoder:
     """What turns pieces of recordings into texts, with a run's adapter or a plain CTC model.
 
     Args:

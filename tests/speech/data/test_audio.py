@@ -46,6 +46,11 @@ def test_other_rates_keep_pitch_and_length(rate_hz):
     assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=1e-2)
 
 
+def test_resampling_adds_no_sample():
+    """30 · 7350 · (16000 / 7350) is a little over 480,000 in floating point."""
+    assert len(read_audio(as_wav(tone(1000, 7350, 30.0), 7350), max_duration_s=30.0)) == 30 * SAMPLE_RATE_HZ
+
+
 @settings(max_examples=20, deadline=None)
 @given(channels=st.integers(1, 6), length=st.integers(1, 50), seed=st.integers(0, 1000))
 def test_channels_are_averaged(channels, length, seed):
